@@ -1,0 +1,46 @@
+# `make run` and `make test` need Python 3.11 or newer and git, and nothing else.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DO_NOT_TRACK = true
+export PYTHONWARNINGS = ignore
+
+DATASET ?=
+DATA_PATH ?=
+FAMILIES ?=
+SET ?=
+
+.PHONY: help
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: install
+install: $(BIN)/.installed  ## Make .venv and install everything into it
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.11 ..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.PHONY: run
+run: install  ## Compare families: make run DATASET=mnist DATA_PATH=... FAMILIES="vae dcgan" SET="train.seed=1"
+	@genarena run --dataset '$(DATASET)' --data-path '$(DATA_PATH)' --families '$(FAMILIES)' $(foreach s,$(SET),--set '$(s)')
+
+.PHONY: test
+test: install  ## Lint, types, layers and the whole test suite
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	pytest
+
+.PHONY: ui
+ui: install  ## MLflow UI and Prefect UI on localhost
+	@genarena ui
+
+.PHONY: clean
+clean:  ## Remove what runs have made (data, models, reports, runs); keeps .venv
+	rm -rf .genarena data/prepared artifacts/classifier artifacts/registry.json artifacts/train/*/ artifacts/evaluate/*/ \
+	  metrics/*.json reports/leaderboard.* mlflow.db mlruns dvc.lock .dvc/cache .dvc/tmp samples

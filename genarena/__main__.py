@@ -1,0 +1,3 @@
+from genarena.cli import app
+
+app(prog_name="genarena")

@@ -1,0 +1,69 @@
+"""The console command `genarena`. Imports are inside the commands: `--help` must be instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Which generative model should I use on my data? Train them all and see.",
+)
+
+
+@app.command()
+def run(
+    dataset: Annotated[str, typer.Option(help="digits, mnist or image_folder")] = "",
+    data_path: Annotated[str, typer.Option(help="Folder of the data set's files")] = "",
+    families: Annotated[str, typer.Option(help="Names with spaces between, or 'all'")] = "",
+    set_: Annotated[list[str], typer.Option("--set", help="key=value of params.yaml")] = [],  # noqa: B006
+) -> None:
+    """Run the comparison. What the options say is written into params.yaml first."""
+    from genarena.command import run_comparison
+
+    run_comparison(dataset, data_path, families, set_)
+
+
+@app.command("families")
+def list_families() -> None:
+    """List the model families and what each can do."""
+    from genarena.command import show_families
+
+    show_families()
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Argument(help="models:/digits-vae@champion, digits-vae or vae")],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many images")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder for the PNG files")] = Path("samples"),
+    seed: Annotated[int, typer.Option(help="Same seed, same images")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Spread of the latents")] = 1.0,
+) -> None:
+    """Draw samples from a registered model (or a trained family) into PNG files."""
+    from genarena.command import draw_samples
+
+    draw_samples(model, n, out, seed, temperature)
+
+
+@app.command()
+def ui(
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    prefect_port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,
+) -> None:
+    """Open the MLflow UI and the Prefect UI on localhost, until Ctrl-C."""
+    from genarena.servers import serve
+
+    serve(mlflow_port, prefect_port)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, what is missing and how to get it."""
+    from genarena.doctor import report
+
+    raise typer.Exit(report())

@@ -1,0 +1,202 @@
+"""What the console command does, behind its imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from models import FAMILIES
+from tasks.environment import prepare_environment
+from tasks.errors import BadInput, exit_on_bad_input
+from tasks.params import Params, load_params, override_params
+
+console = Console(highlight=False)
+
+
+def run_comparison(dataset: str, data_path: str, families: str, settings: list[str]) -> None:
+    """`genarena run`: set what is asked in params.yaml, run the flow, show the leaderboard."""
+    prepare_environment()
+    with exit_on_bad_input("genarena"):
+        enter_project()
+        for key, (old, new) in override_params(
+            _changes(dataset, data_path, families, settings)
+        ).items():
+            console.print(f"params.yaml: {key}: {old} -> {new}")
+        params = load_params()
+        console.print(f"{params.dataset.name}: {', '.join(params.families)}")
+        if _up_to_date():
+            console.print("Everything is up to date: no stage has to run.")
+        else:
+            _run_flow()
+        show_leaderboard(params)
+        if not _all_ok(params):
+            raise SystemExit(1)
+
+
+def _changes(dataset: str, data_path: str, families: str, settings: list[str]) -> dict[str, Any]:
+    """The options as dotted keys of params.yaml."""
+    changes: dict[str, Any] = {}
+    if dataset:
+        changes["dataset.name"] = dataset
+        changes["dataset.path"] = "data/raw"
+        known = Path(os.environ.get("GENARENA_DATA", "/nonexistent"), dataset)
+        if known.is_dir():
+            changes["dataset.path"] = str(known.absolute())
+    if data_path:
+        local = "://" not in data_path
+        changes["dataset.path"] = (
+            str(Path(data_path).expanduser().absolute()) if local else data_path
+        )
+        if local and not Path(changes["dataset.path"]).exists():
+            raise BadInput(f"dataset.path: {data_path} does not exist")
+    if families:
+        names = families.replace(",", " ").split()
+        changes["families"] = list(FAMILIES) if names == ["all"] else names
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise BadInput(f"--set {setting}: expected key=value, as in train.seed=1")
+        try:
+            changes[key] = YAML(typ="safe", pure=True).load(value)
+        except YAMLError as error:
+            raise BadInput(f"--set {setting}: {value!r} is not a YAML value") from error
+    return changes
+
+
+def enter_project() -> None:
+    """Work in the project's folder: this one or one above it that holds dvc.yaml."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "dvc.yaml").exists() and (folder / "params.yaml").exists():
+            os.chdir(folder)
+            return
+    raise BadInput("no dvc.yaml and params.yaml here or above; run this in the project's folder")
+
+
+def _up_to_date() -> bool:
+    """Whether DVC has nothing to run; it alone decides."""
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json"]
+    status = subprocess.run(command, capture_output=True, text=True)
+    if status.returncode:
+        raise BadInput(f"dvc status: {status.stderr.strip().splitlines()[-1]}")
+    return not json.loads(status.stdout) and Path("dvc.lock").exists()
+
+
+def _run_flow() -> None:
+    """Run the flow here; SIGTERM ends it as Ctrl-C does, checkpoints written."""
+    from prefect.exceptions import PrefectException
+
+    from flows.compare import StageFailed, compare
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        compare()
+    except StageFailed as error:
+        console.print(f"[bold red]{error}")
+    except KeyboardInterrupt:
+        console.print("stopped; the same command resumes")
+        raise SystemExit(130) from None
+    except (PrefectException, OSError) as error:
+        raise SystemExit(f"genarena: Prefect could not run the flow: {error}") from error
+
+
+def _all_ok(params: Params) -> bool:
+    import pandas as pd
+
+    table = pd.read_csv("reports/leaderboard.csv")
+    return set(table.loc[table["status"] == "ok", "family"]) == set(params.families)
+
+
+def show_leaderboard(params: Params) -> None:
+    """Print the leaderboard, where the report is, and how to open the UIs."""
+    import pandas as pd
+
+    if not Path("reports/leaderboard.csv").exists():
+        raise SystemExit("genarena: no leaderboard: the run ended before its report")
+    table = Table(title=f"Leaderboard: {params.dataset.name}, test split")
+    for name in ("#", "family", "Fréchet dist.", "floor", "KID", "bits/dim", "PSNR", "training"):
+        table.add_column(name, justify="left" if name in ("#", "family") else "right")
+    for row in pd.read_csv("reports/leaderboard.csv").to_dict("records"):
+        if row["status"] != "ok":
+            table.add_row("-", row["family"], "[red]failed", *[""] * 5)
+            continue
+        bits = (
+            "-"
+            if pd.isna(row["bits_per_dim"])
+            else f"{row['bits_per_dim']:.3f} {row['likelihood_kind']}"
+        )
+        table.add_row(
+            f"{row['rank']:.0f}",
+            row["family"],
+            f"{row['frechet_distance']:.2f} ± {row['frechet_distance_std']:.2f}",
+            f"{row['frechet_distance_floor']:.2f}",
+            f"{row['kid']:.3f}",
+            bits,
+            "-" if pd.isna(row["psnr"]) else f"{row['psnr']:.1f} dB",
+            f"{row['train_seconds']:.0f} s",
+        )
+    console.print(table)
+    for row in pd.read_csv("reports/leaderboard.csv").query("status != 'ok'").to_dict("records"):
+        console.print(f"[red]{row['family']} failed: {row['reason']}")
+    console.print(f"Report: {Path('reports/leaderboard.html').absolute().as_uri()}")
+    console.print("UIs:    make ui   (MLflow: runs and models; Prefect: flow runs)")
+
+
+def show_families() -> None:
+    """`genarena families`."""
+    table = Table(title="Model families")
+    for name in ("family", "likelihood", "reconstruction", "conditions", "paper"):
+        table.add_column(name)
+    for name, family in FAMILIES.items():
+        conditions = ", ".join(sorted(family.conditions)) or "none"
+        table.add_row(name, family.likelihood, family.reconstruction, conditions, family.paper)
+    console.print(table)
+
+
+def draw_samples(model: str, n: int, out: Path, seed: int, temperature: float) -> None:
+    """`genarena sample`: a registered model by URI or name, or a trained family from disk."""
+    prepare_environment()
+    from PIL import Image
+
+    with exit_on_bad_input("genarena"):
+        home = Path.cwd()
+        enter_project()
+        images = _draw(model, load_params(), n, seed, temperature)
+        folder = (home / out).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images):
+            pixels = image[..., 0] if image.shape[-1] == 1 else image
+            Image.fromarray(pixels).save(folder / f"{number:05d}.png")
+        console.print(f"{len(images)} images in {folder}")
+
+
+def _draw(model: str, params: Params, n: int, seed: int, temperature: float) -> Any:
+    import mlflow
+    import pandas as pd
+    from mlflow.exceptions import MlflowException
+
+    from tasks import tracking
+    from tasks.errors import nearest
+
+    client = tracking.connect(params)
+    uri = model
+    if not model.startswith(("models:/", "runs:/")):
+        name = f"{params.dataset.name}-{model}" if model in FAMILIES else model
+        uri = f"models:/{name}@champion"
+    try:
+        loaded = mlflow.pyfunc.load_model(uri)
+    except MlflowException as error:
+        known = [found.name for found in client.search_registered_models()]
+        hint = nearest(model, known) if known else "; nothing is registered yet: make run"
+        raise BadInput(f"{uri}: no such model{hint}") from error
+    request = pd.DataFrame({"n": [n]})
+    return loaded.predict(request, params={"seed": seed, "temperature": temperature})

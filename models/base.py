@@ -1,0 +1,190 @@
+"""What every generative family is: one class, one `Config`, the same six methods.
+
+Images are integer levels `[B, C, H, W]` in `0 .. levels - 1` wherever they cross this
+interface; what a family does inside (scaling, dequantisation) is its own business.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class OptimizerConfig(Config):
+    """One optimiser, spelled as in `params.yaml`."""
+
+    name: Literal["adam", "adamw", "adamax", "rmsprop", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)  # Adam's; ignored by rmsprop and sgd
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)  # linear from 0 to lr
+    clip_grad_norm: float | None = Field(None, gt=0)  # None: no clipping
+
+
+class DataSpec(Config):
+    """What a family must know of the data to size itself."""
+
+    shape: tuple[Positive, ...]  # one example: (C, H, W)
+    levels: int = Field(ge=2)  # integer levels of one channel, 256 for 8-bit images
+    classes: tuple[str, ...] = ()  # names; empty when there are no labels
+    modality: Literal["image"] = "image"
+
+    @property
+    def dimensions(self) -> int:
+        """Discrete values in one example; the D of bits per dimension."""
+        return math.prod(self.shape)
+
+
+class Batch(NamedTuple):
+    """What the data layer hands every family."""
+
+    x: Tensor  # integer levels, [B, C, H, W]
+    label: Tensor | None = None  # [B], int64
+    source: Tensor | None = None  # the other image of a pair, for translation
+
+
+class Phase(NamedTuple):
+    """One optimiser's turn within a training step."""
+
+    name: str
+    modules: tuple[nn.Module, ...]  # trained in this phase; everything else is frozen
+    optimizer: OptimizerConfig
+    every: int = 1  # runs on steps divisible by this
+    repeats: int = 1  # times in a row, each on a fresh batch (WGAN's critic)
+
+
+class GenerativeModel(nn.Module, ABC):
+    """Base class of the families.
+
+    A capability that a family lacks raises `NotImplementedError`; its class attributes say
+    beforehand which ones it has, so nothing ever needs to ask for a family by name.
+    """
+
+    Config: ClassVar[type[Config]]
+    paper: ClassVar[str]
+    likelihood: ClassVar[Literal["exact", "bound", "ode", "none"]] = "none"
+    reconstruction: ClassVar[Literal["encode-decode", "inversion", "none"]] = "none"
+    conditions: ClassVar[frozenset[str]] = frozenset()  # of {"label", "source", "text"}
+
+    def __init__(self, config: Any, data: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.data = data
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The optimisers of one step, in order. Default: one, over everything."""
+        return (Phase("main", (self,), self.config.optimizer),)
+
+    @abstractmethod
+    def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        """Scalar losses of `batch`; `"loss"` is differentiated, all are logged."""
+
+    @abstractmethod
+    def sample(
+        self,
+        n: int,
+        *,
+        label: Tensor | None = None,
+        source: Tensor | None = None,
+        z: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Draw `n` examples, uint8 levels `[n, C, H, W]`; `z` fixes the latents."""
+
+    def log_prob(self, x: Tensor, *, samples: int = 1) -> Tensor:
+        """Log-probability of the discrete data in nats, `[B]`.
+
+        `samples` is the number of Monte Carlo draws (importance samples, dequantisation
+        noise) behind each estimate where the family needs any: more is tighter.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no likelihood")
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The model's nearest rendering of `x`, uint8 levels `[B, C, H, W]`."""
+        raise NotImplementedError(f"{type(self).__name__} cannot reconstruct")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+# -- levels and real numbers ----------------------------------------------------------------
+
+
+def to_signed(x: Tensor, levels: int) -> Tensor:
+    """Levels `0 .. levels - 1` to floats in [-1, 1]."""
+    return x.to(torch.get_default_dtype()) * (2.0 / (levels - 1)) - 1.0
+
+
+def from_signed(y: Tensor, levels: int) -> Tensor:
+    """Floats in [-1, 1] to the nearest level, as uint8; what lies outside is clamped."""
+    scaled = (y.float() + 1.0) * ((levels - 1) / 2.0)
+    return scaled.round().clamp(0, levels - 1).to(torch.uint8)
+
+
+def dequantise(x: Tensor, levels: int) -> tuple[Tensor, float]:
+    """Uniform dequantisation: levels to reals in [0, 1), with the log-volume of the map.
+
+    Returns `y = (x + u) / levels`, u ~ U[0, 1), and `c` such that for a density p over y
+    `log P(x) >= E_u[log p(y)] + c` (Theis et al. 2016, section 3.1); c is in nats for one
+    whole example.
+    """
+    u = rand(x.shape, x.device)
+    return (x.to(u.dtype) + u) / levels, -math.prod(x.shape[1:]) * math.log(levels)
+
+
+def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
+    """log of the mean of exp(values), stable."""
+    return torch.logsumexp(values, dim) - math.log(values.shape[dim])
+
+
+# -- noise that does not depend on the number of workers ---------------------------------------
+
+_shard: ContextVar[tuple[int, int]] = ContextVar("shard", default=(0, 1))
+
+
+@contextmanager
+def noise_shard(rank: int, world: int) -> Iterator[None]:
+    """Inside, `randn` and `rand` draw the global batch's noise and keep this rank's rows.
+
+    Every worker seeds alike, so two workers with batch B see the noise that one worker with
+    batch 2B sees. Drawing the other rows too costs little beside a network.
+    """
+    token = _shard.set((rank, world))
+    try:
+        yield
+    finally:
+        _shard.reset(token)
+
+
+def randn(shape: torch.Size | tuple[int, ...], device: torch.device) -> Tensor:
+    """Standard normal noise; the first dimension of `shape` is the batch."""
+    return _rows(torch.randn, shape, device)
+
+
+def rand(shape: torch.Size | tuple[int, ...], device: torch.device) -> Tensor:
+    """Uniform noise in [0, 1); the first dimension of `shape` is the batch."""
+    return _rows(torch.rand, shape, device)
+
+
+def _rows(draw: Any, shape: torch.Size | tuple[int, ...], device: torch.device) -> Tensor:
+    rank, world = _shard.get()
+    rows = shape[0]
+    return draw(rows * world, *shape[1:], device=device)[rank * rows : (rank + 1) * rows]

@@ -1,0 +1,68 @@
+"""A trained model on disk: `config.json` and `model.safetensors`. Nothing is pickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models import FAMILIES
+from models.base import DataSpec, GenerativeModel
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def build(family: str, config: dict[str, Any], data: dict[str, Any]) -> GenerativeModel:
+    """A freshly initialised model; `config` and `data` as in `config.json`.
+
+    Raises:
+        KeyError: no such family.
+        pydantic.ValidationError: a configuration that the family refuses.
+    """
+    cls = FAMILIES[family]
+    return cls(cls.Config(**config), DataSpec(**data))
+
+
+def save(directory: Path, model: GenerativeModel, family: str, weights: dict[str, Tensor]) -> None:
+    """Write the model to `directory`, which is made; `weights` is its state dict."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, directory / WEIGHTS)
+    description = {
+        "family": family,
+        "config": model.config.model_dump(mode="json"),
+        "data": model.data.model_dump(mode="json"),
+        "weights_sha256": file_sha256(directory / WEIGHTS),
+    }
+    (directory / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load(directory: Path) -> GenerativeModel:
+    """The model in `directory`, on the CPU and in evaluation mode.
+
+    Raises:
+        ValueError: the weights are not the ones that `config.json` was written with.
+    """
+    description = describe(directory)
+    found = file_sha256(directory / WEIGHTS)
+    if found != description["weights_sha256"]:
+        raise ValueError(
+            f"{directory / WEIGHTS}: damaged or replaced (sha256 {found[:12]}, "
+            f"expected {description['weights_sha256'][:12]})"
+        )
+    model = build(description["family"], description["config"], description["data"])
+    model.load_state_dict(load_file(directory / WEIGHTS))
+    return model.eval()
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """`config.json`: family, config, data, weights_sha256."""
+    return json.loads((directory / CONFIG).read_text())
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

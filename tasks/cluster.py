@@ -1,0 +1,67 @@
+"""Ray: join the cluster there is, or start a local one; and say early what it cannot give."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tasks.errors import BadInput
+from tasks.params import ClusterConfig
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[str]:
+    """Connected to Ray for the length of the block; yields the cluster's address.
+
+    The address comes from `cluster.address`, else RAY_ADDRESS; with neither, a local Ray is
+    started that ends with this block, closed to others by a token.
+    """
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    local = {}
+    if not address:
+        if "ray" in sys.modules and "RAY_AUTH_TOKEN" not in os.environ:
+            raise RuntimeError("import ray inside connected(): it reads its token when imported")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        local = {"include_dashboard": True, "_node_ip_address": "127.0.0.1"}
+    import ray
+
+    ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
+
+
+def worker_resources(config: ClusterConfig) -> dict[str, float]:
+    """What one worker asks for, with `auto` resolved; Ray must be connected."""
+    import ray
+
+    gpus = config.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    return {"CPU": float(config.cpus_per_worker), "GPU": float(gpus)}
+
+
+def families_at_once(config: ClusterConfig) -> int:
+    """How many families' workers the cluster holds side by side; BadInput where it is none."""
+    import ray
+
+    there, asked = ray.cluster_resources(), worker_resources(config)
+    room = [
+        int(there.get(name, 0) // (amount * config.workers))
+        for name, amount in asked.items()
+        if amount
+    ]
+    if min(room) < 1:
+        wanted = ", ".join(f"{a * config.workers:g} {n}" for n, a in asked.items() if a)
+        has = ", ".join(f"{there.get(n, 0):g} {n}" for n, a in asked.items() if a)
+        raise BadInput(
+            f"cluster: {config.workers} worker(s) ask for {wanted}, the cluster has {has}; "
+            "lower cluster.workers or cluster.cpus_per_worker"
+        )
+    return min(room)

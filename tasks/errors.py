@@ -1,0 +1,31 @@
+"""Errors that a person can mend: one clear line, exit code 2, and nothing is lost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+
+class BadInput(ValueError):
+    """What the user gave cannot be used; the message says what, where and the nearest choice."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"`, or the list of choices where nothing is near."""
+    choices = list(choices)
+    close = get_close_matches(name, choices, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; choose from: {', '.join(choices)}" if choices else ""
+
+
+@contextmanager
+def exit_on_bad_input(program: str) -> Iterator[None]:
+    """Turn `BadInput` into its line on stderr and exit code 2."""
+    try:
+        yield
+    except BadInput as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

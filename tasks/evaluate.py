@@ -1,0 +1,147 @@
+"""Stage `evaluate`: measure one trained family on the test split, on Ray.
+
+python -m tasks.evaluate vae
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from models import store
+from tasks import stage, tracking
+from tasks.cluster import connected, families_at_once, worker_resources
+from tasks.data import shards
+from tasks.params import EvaluationConfig, Params, load_params
+
+COSTS = ("train_seconds", "train_images_per_second", "peak_memory_mb", "parameters", "hardware")
+
+
+def run(
+    family: str,
+    params: Params,
+    prepared: Path,
+    classifier: Path,
+    trained: Path,
+    out: Path,
+    metrics_file: Path,
+) -> dict[str, Any]:
+    """Measure the model in `trained`; pictures go to `out`, numbers to `metrics_file`."""
+    folders = [str(p.absolute()) for p in (prepared, classifier, trained, out)]
+    with connected(params.cluster):
+        import ray
+
+        families_at_once(params.cluster)
+        resources = worker_resources(params.cluster)
+        task = ray.remote(num_cpus=resources["CPU"], num_gpus=resources["GPU"])(measure_folder)
+        threads = params.cluster.cpus_per_worker
+        result = ray.get(task.remote(params.evaluation, *folders, threads, time.time()))
+    facts = json.loads((trained / "train.json").read_text())
+    costs = {name: facts[name] for name in COSTS}
+    provenance = {
+        "data_sha256": facts["data_sha256"],
+        "weights_sha256": store.describe(trained)["weights_sha256"],
+        "steps": facts["steps"],
+        "best_step": facts["best_step"],
+    }
+    metrics = {"family": family, "dataset": params.dataset.name, **result["metrics"], **costs}
+    metrics |= {"provenance": provenance, "not_applicable": result["not_applicable"]}
+    metrics["protocol"] = result["protocol"]
+    metrics_file.parent.mkdir(exist_ok=True)
+    metrics_file.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    tracking.tolerant("logging metrics", lambda: _track(params, family, metrics, trained, out))
+    return metrics
+
+
+def measure_folder(
+    config: EvaluationConfig,
+    prepared: str,
+    classifier: str,
+    trained: str,
+    out: str,
+    threads: int,
+    started: float,
+) -> dict[str, Any]:
+    """Runs on a Ray worker: load, measure, write the pictures, return the numbers."""
+    import torch
+
+    from tasks.evaluation import classifier as judges
+    from tasks.evaluation import features, protocol
+    from tasks.pictures import save_grid
+
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = store.load(Path(trained)).to(device)
+    levels = model.data.levels
+    if config.features == "classifier":
+        extractor = features.classifier_features(Path(classifier), device)
+    else:
+        extractor = features.inception_features(config.inception_weights, levels, device)
+    yardstick = protocol.Yardstick(
+        train=shards.read_split(Path(prepared), "train")[0],
+        test=shards.read_split(Path(prepared), "test")[0],
+        extractor=extractor,
+        judge=judges.load(Path(classifier)),
+    )
+    found = protocol.measure(
+        model,
+        yardstick,
+        samples=config.samples,
+        batch_size=config.batch_size,
+        likelihood_images=config.likelihood_images,
+        likelihood_samples=config.likelihood_samples,
+        reconstruction_images=config.reconstruction_images,
+        seed=config.seed,
+        say=lambda text: print(f"{text}  ({time.time() - started:.0f} s)", flush=True),
+    )
+    folder = Path(out)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    assert found.samples is not None
+    save_grid(folder / "samples.png", found.samples, levels)
+    if found.pairs is not None:
+        rows = torch.stack([p[:16] for p in found.pairs]).flatten(0, 1)
+        save_grid(folder / "reconstructions.png", rows, levels, columns=16)
+    return {
+        "metrics": found.metrics,
+        "not_applicable": found.not_applicable,
+        "protocol": protocol.PROTOCOL_VERSION,
+    }
+
+
+def _track(params: Params, family: str, metrics: dict[str, Any], trained: Path, out: Path) -> None:
+    client = tracking.connect(params)
+    run_id = tracking.run_of(client, params, family, trained)
+    for name, value in metrics.items():
+        if isinstance(value, (int, float)):
+            client.log_metric(run_id, name, float(value))
+        elif isinstance(value, str):
+            client.set_tag(run_id, name, value)
+    client.log_artifacts(run_id, str(out), "evaluation")
+
+
+def main() -> None:
+    arguments = stage.parser("evaluate", __doc__)
+    arguments.add_argument("family")
+    arguments.add_argument("--prepared", type=Path, default=Path("data/prepared"))
+    arguments.add_argument("--classifier", type=Path, default=Path("artifacts/classifier"))
+    args = arguments.parse_args()
+    with stage.running("evaluate", args.family):
+        metrics = run(
+            args.family,
+            load_params(),
+            args.prepared,
+            args.classifier,
+            Path("artifacts/train", args.family),
+            Path("artifacts/evaluate", args.family),
+            Path("metrics", f"{args.family}.json"),
+        )
+        floor = metrics["frechet_distance_floor"]
+        print(f"Fréchet distance {metrics['frechet_distance']:.2f} (floor {floor:.2f})")
+
+
+if __name__ == "__main__":
+    main()

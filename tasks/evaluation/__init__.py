@@ -1,0 +1,1 @@
+"""Evaluation: one protocol, the same for every family."""

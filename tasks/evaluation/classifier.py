@@ -1,0 +1,155 @@
+"""The dataset's own classifier, whose features measure fidelity where Inception's mean little.
+
+With class labels it learns them; without, it learns by how many quarter turns an image was
+rotated (Gidaris et al. 2018), and says so in its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.base import DataSpec, to_signed
+from models.nn import pyramid
+
+TURNS = 4
+
+
+class Classifier(nn.Module):
+    """Small convolutional network: levels `[B, C, H, W]` -> features `[B, F]` -> logits."""
+
+    def __init__(self, spec: DataSpec, *, width: int, features: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.task = "classes" if len(spec.classes) > 1 else "rotations"
+        channels, *side = spec.shape
+        if self.task == "rotations":  # a square holds every turn
+            side = [max(side)] * 2
+        sizes = pyramid((side[0], side[1]), smallest=4)
+        layers: list[nn.Module] = []
+        outs = width
+        for _ in range(max(len(sizes) - 1, 1)):
+            layers += [
+                nn.Conv2d(channels, outs, 3, stride=2 if sizes[1:] else 1, padding=1),
+                nn.BatchNorm2d(outs),
+                nn.ReLU(),
+                nn.Conv2d(outs, outs, 3, padding=1),
+                nn.BatchNorm2d(outs),
+                nn.ReLU(),
+            ]
+            channels, outs = outs, 2 * outs
+        self.body = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(channels * math.prod(sizes[-1]), features), nn.ReLU()
+        )
+        self.head = nn.Linear(features, len(spec.classes) if self.task == "classes" else TURNS)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Levels `[B, C, H, W]` to the last hidden layer, `[B, F]`."""
+        y = to_signed(x, self.spec.levels)
+        if self.task == "rotations":
+            h, w = y.shape[-2:]
+            y = F.pad(y, (0, max(h, w) - w, 0, max(h, w) - h), value=-1.0)
+        return self.body(y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+    def exercise(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The images and targets of the task that this classifier learns."""
+        if self.task == "classes":
+            assert label is not None
+            return x, label
+        h, w = x.shape[-2:]
+        square = F.pad(x, (0, max(h, w) - w, 0, max(h, w) - h))
+        turned = [torch.rot90(square, turn, (-2, -1)) for turn in range(TURNS)]
+        return torch.cat(turned), torch.arange(TURNS).repeat_interleave(len(x))
+
+
+def fit(
+    spec: DataSpec,
+    x: Tensor,
+    label: Tensor | None,
+    *,
+    width: int,
+    features: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> Classifier:
+    """Train on levels `[N, C, H, W]`; one-cycle learning rate, AdamW, small random shifts."""
+    torch.manual_seed(seed)
+    model = Classifier(spec, width=width, features=features).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    batch_size = min(batch_size, len(x))
+    order = torch.randperm(len(x))
+    for step in range(steps):
+        start = step * batch_size % max(len(x) - batch_size + 1, 1)
+        if step and start < batch_size:
+            order = torch.randperm(len(x))
+        rows = order[start : start + batch_size]
+        images, target = model.exercise(_shifted(x[rows]), None if label is None else label[rows])
+        loss = F.cross_entropy(model(images), target, label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        on_step(step + 1, float(loss.detach()))
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: Classifier, x: Tensor, label: Tensor | None) -> float:
+    """Share of right answers on the classifier's own task."""
+    right = total = 0
+    for start in range(0, len(x), 500):
+        part = slice(start, start + 500)
+        images, target = model.exercise(x[part], None if label is None else label[part])
+        right += int((model(images).argmax(1) == target).sum())
+        total += len(target)
+    return right / total
+
+
+def save(directory: Path, model: Classifier, facts: dict[str, object]) -> None:
+    """`classifier.safetensors` and `classifier.json` (sizes, accuracies)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, directory / "classifier.safetensors")
+    description = {"task": model.task, "spec": model.spec.model_dump(mode="json"), **facts}
+    (directory / "classifier.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load(directory: Path) -> Classifier:
+    """The classifier in `directory`, in evaluation mode."""
+    facts = json.loads((directory / "classifier.json").read_text())
+    spec = DataSpec(**facts["spec"])
+    model = Classifier(spec, width=facts["width"], features=facts["features"])
+    model.load_state_dict(load_file(directory / "classifier.safetensors"))
+    return model.eval()
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """Each batch shifted by up to one pixel, so that the features are not tied to the grid."""
+    dy, dx = torch.randint(-1, 2, (2,)).tolist()
+    return torch.roll(x, (dy, dx), (-2, -1))
+
+
+def class_shares(model: Classifier, logits_of: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Share of the images `[N, C, H, W]` that the classifier puts into each class."""
+    counts = np.zeros(model.head.out_features)
+    with torch.no_grad():
+        for start in range(0, len(logits_of), 500):
+            predicted = model(torch.from_numpy(logits_of[start : start + 500])).argmax(1)
+            counts += np.bincount(predicted.numpy(), minlength=len(counts))
+    return counts / counts.sum()

@@ -1,0 +1,190 @@
+"""`params.yaml` as typed, frozen configuration. What it does not know, it refuses."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from models import FAMILIES
+from models.base import Config, Positive
+from tasks.data.config import DatasetConfig
+from tasks.errors import BadInput, nearest
+from tasks.training.config import TrainConfig
+
+PARAMS_FILE = Path("params.yaml")
+
+
+class ClusterConfig(Config):
+    """Where to compute. One code path for one CPU, one GPU and many nodes."""
+
+    address: str | None = None  # of a running Ray; null: RAY_ADDRESS, or a local Ray
+    workers: Positive = 1  # training processes per family
+    cpus_per_worker: Positive = 1
+    gpus_per_worker: Literal["auto"] | int = "auto"  # auto: 1 where the cluster has GPUs
+    storage: str = ".genarena"  # checkpoints; must be shared between the cluster's nodes
+
+
+class ClassifierConfig(Config):
+    """The network whose features measure fidelity, trained on the train split."""
+
+    width: Positive = 32
+    features: Positive = 64  # dimension of its last hidden layer
+    epochs: Positive = 30
+    max_steps: Positive = 2000
+    batch_size: Positive = 64
+    lr: float = Field(2e-3, gt=0)
+    seed: int = Field(0, ge=0)
+
+
+class EvaluationConfig(Config):
+    """How every family is measured."""
+
+    seed: int = Field(0, ge=0)
+    samples: int = Field(10_000, ge=100)  # drawn from each model
+    batch_size: Positive = 500
+    features: Literal["classifier", "inception-v3"] = "classifier"
+    inception_weights: str | None = None  # torch-fidelity's weights file, for inception-v3
+    likelihood_images: Positive = 1_000  # of the test split
+    likelihood_samples: Positive = 64  # K: importance samples, or draws of dequantisation noise
+    reconstruction_images: Positive = 256  # of the test split
+
+    @field_validator("inception_weights")
+    @classmethod
+    def _file_there(cls, value: str | None) -> str | None:
+        if value is not None and not Path(value).expanduser().is_file():
+            raise ValueError(f"no file at {value}")
+        return value
+
+
+class TrackingConfig(Config):
+    uri: str = "sqlite:///mlflow.db"  # MLFLOW_TRACKING_URI, when set, wins
+
+
+class Params(Config):
+    """Everything in `params.yaml`."""
+
+    dataset: DatasetConfig = DatasetConfig()
+    families: tuple[str, ...] = Field(min_length=1)
+    train: TrainConfig = TrainConfig()
+    models: dict[str, Any]  # family name -> its Config
+    cluster: ClusterConfig = ClusterConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("families")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in FAMILIES:
+                raise ValueError(f"unknown family '{name}'{nearest(name, FAMILIES)}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"a family stands twice in {list(names)}")
+        return names
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check `params.yaml`; raises BadInput with the key, the value and what is near."""
+    return check_params(_read(path), path.name)
+
+
+def check_params(content: Any, name: str = "params.yaml") -> Params:
+    """Typed parameters from parsed YAML; `name` stands in the errors."""
+    if not isinstance(content, dict):
+        raise BadInput(f"{name}: must be a mapping of sections")
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise BadInput(f"{name}: {_first_line(error, Params)}") from error
+    typed = {}
+    for family, config in params.models.items():
+        if family not in FAMILIES:
+            raise BadInput(f"{name}: models.{family}: unknown family{nearest(family, FAMILIES)}")
+        try:
+            typed[family] = FAMILIES[family].Config.model_validate(config or {})
+        except ValidationError as error:
+            where = f"{name}: models.{family}"
+            raise BadInput(f"{where}.{_first_line(error, FAMILIES[family].Config)}") from error
+    for family in params.families:
+        if family not in typed:
+            raise BadInput(
+                f"{name}: models.{family}: missing; families names it (an empty {{}} will do)"
+            )
+    return params.model_copy(update={"models": typed})
+
+
+def override_params(
+    changes: dict[str, Any], path: Path = PARAMS_FILE
+) -> dict[str, tuple[Any, Any]]:
+    """Set dotted keys in `params.yaml`, comments kept; nothing is written unless all is valid.
+
+    Returns what changed: key -> (old, new).
+    """
+    yaml = YAML()
+    document = _read(path, yaml)
+    changed = {}
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        section = document
+        for parent in parents:
+            section = section.setdefault(parent, {}) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            raise BadInput(f"{path.name}: {key}: '{key.rsplit('.', 1)[0]}' is not a section")
+        if section.get(last) != value or last not in section:
+            changed[key] = (section.get(last), value)
+            section[last] = value
+    text = io.StringIO()
+    yaml.dump(document, text)
+    check_params(YAML(typ="safe", pure=True).load(text.getvalue()), path.name)
+    if changed:
+        temporary = path.with_name(path.name + f".{os.getpid()}")
+        temporary.write_text(text.getvalue())
+        temporary.replace(path)
+    return changed
+
+
+def _read(path: Path, yaml: YAML | None = None) -> Any:
+    try:
+        return (yaml or YAML(typ="safe", pure=True)).load(path.read_text())
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} not found; run this in the project's folder") from error
+    except YAMLError as error:
+        raise BadInput(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _first_line(error: ValidationError, root: type[BaseModel]) -> str:
+    """`key: what is wrong (got value)` of the first error, with the nearest valid name."""
+    first = error.errors(include_url=False)[0]
+    known, fields = _resolve(root, first["loc"])
+    key = ".".join(map(str, first["loc"][: known + 1])) or "top level"
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key{nearest(str(first['loc'][known]), fields)}"
+    if first["type"] == "missing":
+        return f"{key}: missing"
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}"
+    got = first["input"]
+    hint = (
+        nearest(got, first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
+        if first["type"] == "literal_error" and isinstance(got, str)
+        else ""
+    )
+    return f"{key}: {first['msg'].lower().removeprefix('input ')}, got {got!r}{hint}"
+
+
+def _resolve(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[int, list[str]]:
+    """How many parts of `loc` lead through sections, and the fields of the innermost one."""
+    depth = 0
+    while depth < len(loc) - 1:
+        field = model.model_fields.get(str(loc[depth]))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model, depth = inner, depth + 1
+    return depth, list(model.model_fields)

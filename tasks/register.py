@@ -1,0 +1,143 @@
+"""Stage `register`: models to the MLflow registry, champions through the gate.
+
+    python -m tasks.register
+
+`<dataset>-<family>` gets a version for every newly trained family, `<dataset>-generator` one
+for the best of them all.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tasks import stage, tracking
+from tasks.params import Params, load_params
+from tasks.registry import SCORE, judge
+from tasks.reporting import leaderboard
+
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pydantic", "safetensors", "torch")
+
+
+def run(params: Params, out: Path, root: Path = Path()) -> dict[str, Any]:
+    """Register what `metrics/` and `artifacts/train/` hold; writes and returns what was done."""
+    trained = root / "artifacts/train"
+    rows = leaderboard.load_families(params.families, root / "metrics", trained)
+    ok = [row for row in rows if row["status"] == "ok"]
+    done = tracking.tolerant("registering", lambda: _register(params, ok, root))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if done is None:
+        raise RuntimeError("the registry could not be reached; run the register stage again")
+    out.write_text(json.dumps(done, indent=2) + "\n")
+    return done
+
+
+def _register(params: Params, rows: list[dict[str, Any]], root: Path) -> dict[str, Any]:
+    client = tracking.connect(params)
+    dataset = params.dataset.name
+    done = {}
+    for row in rows:
+        folder = root / "artifacts/train" / row["family"]
+        run_id = tracking.run_of(client, params, row["family"], folder)
+        names = [f"{dataset}-{row['family']}"]
+        if row["rank"] == 1:
+            names.append(f"{dataset}-generator")
+        for name in names:
+            done[name] = _version(client, name, row, run_id, folder)
+    return done
+
+
+def _version(
+    client: Any, name: str, row: dict[str, Any], run_id: str, folder: Path
+) -> dict[str, str]:
+    """Make the version unless it is there already, and give it its alias."""
+    from mlflow.exceptions import MlflowException
+
+    tags = {
+        "family": row["family"],
+        "weights_sha256": row["provenance"]["weights_sha256"],
+        "data_sha256": row["provenance"]["data_sha256"],
+        "features": row["features"],
+        "features_sha256": row["features_sha256"],
+        "protocol": str(row["protocol"]),
+        SCORE: repr(row[SCORE]),
+    }
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for known in client.search_model_versions(f"name = '{name}'"):
+        if all(known.tags.get(tag) == value for tag, value in tags.items()):
+            aliases = client.get_model_version(name, known.version).aliases
+            return {"version": str(known.version), "alias": ", ".join(aliases), "reason": "known"}
+    aliases = client.get_registered_model(name).aliases
+    champion = None
+    if "champion" in aliases:
+        champion = client.get_model_version(name, aliases["champion"]).tags
+    verdict = judge(tags, champion)
+    uri = _log_model(run_id, row, folder)
+    tags["reason"] = verdict.reason
+    version = client.create_model_version(name, uri, run_id=run_id, tags=tags).version
+    client.set_registered_model_alias(name, verdict.alias, version)
+    described = f"{row['family']}: {verdict.alias}, {verdict.reason}."
+    client.update_model_version(name, version, description=described)
+    return {"version": str(version), "alias": verdict.alias, "reason": verdict.reason}
+
+
+def _log_model(run_id: str, row: dict[str, Any], folder: Path) -> str:
+    """Log the pyfunc to the family's run: code, safetensors, signature, example; its URI."""
+    import mlflow
+    import numpy as np
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    from models import store
+
+    data = store.describe(folder)["data"]
+    channels, height, width = data["shape"]
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("long", "n")]),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))]),
+        params=ParamSchema([ParamSpec("seed", "long", 0), ParamSpec("temperature", "double", 1.0)]),
+    )
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    versions = [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS]
+    with (
+        tempfile.TemporaryDirectory() as model,
+        warnings.catch_warnings(),
+        mlflow.start_run(run_id=run_id),
+    ):
+        warnings.simplefilter("ignore")
+        for name in (store.CONFIG, store.WEIGHTS):
+            shutil.copy(folder / name, model)
+        info = mlflow.pyfunc.log_model(
+            name=row["family"],
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={"model": model},
+            code_paths=[str(Path(store.__file__).parent)],
+            signature=signature,
+            input_example=pd.DataFrame({"n": [4]}),
+            pip_requirements=versions,
+        )
+    return info.model_uri
+
+
+def main() -> None:
+    arguments = stage.parser("register", __doc__)
+    arguments.add_argument("--out", type=Path, default=Path("artifacts/registry.json"))
+    args = arguments.parse_args()
+    with stage.running("register"):
+        for name, found in run(load_params(), args.out).items():
+            print(f"{name} version {found['version']}: {found['alias']} ({found['reason']})")
+
+
+if __name__ == "__main__":
+    main()

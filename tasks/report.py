@@ -1,0 +1,76 @@
+"""Stage `report`: the leaderboard as CSV and as one self-contained page.
+
+python -m tasks.report
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tasks import stage, tracking
+from tasks.data import shards
+from tasks.params import Params, load_params
+from tasks.reporting import leaderboard, page
+
+COMPARED = (
+    "frechet_distance",
+    "kid",
+    "bits_per_dim",
+    "psnr",
+    "ssim",
+    "train_seconds",
+    "sample_images_per_second",
+)
+
+
+def run(params: Params, root: Path = Path()) -> list[dict[str, Any]]:
+    """Write `reports/leaderboard.{csv,html}` under `root`; returns the rows, best first."""
+    metrics, trained, evaluated = (
+        root / p for p in ("metrics", "artifacts/train", "artifacts/evaluate")
+    )
+    rows = leaderboard.load_families(params.families, metrics, trained)
+    manifest = shards.read_manifest(root / "data/prepared")
+    judge = json.loads((root / "artifacts/classifier/classifier.json").read_text())
+    reports = root / "reports"
+    reports.mkdir(exist_ok=True)
+    leaderboard.to_table(rows).to_csv(reports / "leaderboard.csv", index=False)
+    html = page.render(rows, manifest, judge, trained, evaluated)
+    (reports / "leaderboard.html").write_text(html)
+    tracking.tolerant("logging the leaderboard", lambda: _track(params, rows, trained, reports))
+    return rows
+
+
+def _track(params: Params, rows: list[dict[str, Any]], trained: Path, reports: Path) -> None:
+    """Leaderboard to the comparison's run; its families' runs become that run's children."""
+    client = tracking.connect(params)
+    parent = os.environ.get(tracking.PARENT) or tracking.start_parent(params)
+    for row in rows:
+        if row["status"] != "ok":
+            client.set_tag(parent, f"failed.{row['family']}", row["reason"])
+            continue
+        for name in COMPARED:
+            if name in row:
+                client.log_metric(parent, f"{row['family']}/{name}", float(row[name]))
+        child = tracking.run_of(client, params, row["family"], trained / row["family"])
+        client.set_tag(child, "mlflow.parentRunId", parent)
+    client.log_artifacts(parent, str(reports), "leaderboard")
+    if not os.environ.get(tracking.PARENT):
+        client.set_terminated(parent)
+
+
+def main() -> None:
+    arguments = stage.parser("report", __doc__)
+    arguments.parse_args()
+    with stage.running("report"):
+        for row in run(load_params()):
+            told = (
+                f"Fréchet distance {row['frechet_distance']:.2f}" if row["rank"] else row["reason"]
+            )
+            print(f"{row['rank'] or '-'}. {row['family']}: {told}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The leaderboard: rows from the metrics files, and the page made of them."""

@@ -1,0 +1,112 @@
+"""Figures as inline SVG that take the page's text colour, so that dark mode works."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#010203"  # replaced by `currentColor`
+COLOURS = ["#3b76d4", "#d9772b", "#2f9e62", "#c2447e", "#8a63d2", "#8c7a1f", "#1f98a8", "#a55a3c"]
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "genarena",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.frameon": False,
+}
+
+
+def loss_curves(history: list[dict[str, Any]], title: str) -> str:
+    """Training losses of every phase over the steps, one family."""
+    names = [n for n in (history[-1] if history else {}) if n.endswith("/loss")]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(4.6, 2.7))
+        for colour, name in zip(COLOURS, names, strict=False):
+            points = [(r["step"], r[name]) for r in history if name in r]
+            axes.plot(*zip(*points, strict=True), color=colour, lw=1.4, label=name.split("/")[0])
+        axes.set(xlabel="step", ylabel="training loss")
+        if len(names) > 1:
+            axes.legend()
+        return _svg(figure, f"Training loss of {title}")
+
+
+def validation_curves(histories: dict[str, list[dict[str, Any]]], metric: str, label: str) -> str:
+    """One validation metric of all families over the steps; empty where none has it."""
+    key = f"validation/{metric}"
+    curves = {
+        family: [(r["step"], r[key]) for r in history if key in r]
+        for family, history in histories.items()
+    }
+    curves = {family: points for family, points in curves.items() if points}
+    if not curves:
+        return ""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(5.6, 3.2))
+        for colour, (family, points) in zip(COLOURS * 4, curves.items(), strict=False):
+            axes.plot(*zip(*points, strict=True), color=colour, lw=1.6, marker=".", label=family)
+        if metric == "frechet_distance":
+            axes.set_yscale("log")
+        axes.set(xlabel="step", ylabel=label)
+        axes.legend()
+        return _svg(figure, f"{label} on the validation split, by step")
+
+
+def quality_against_cost(rows: list[dict[str, Any]]) -> str:
+    """Fréchet distance against training time, and against time to sample 1,000 images."""
+    costs = [
+        ("training time, s", lambda r: r["train_seconds"]),
+        ("time to sample 1,000 images, s", lambda r: 1000 / r["sample_images_per_second"]),
+    ]
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
+        for axes, (label, cost) in zip(panels, costs, strict=True):
+            for colour, row in zip(COLOURS * 4, rows, strict=False):
+                _point(axes, cost(row), row, colour)
+            floor = rows[0]["frechet_distance_floor"]
+            axes.axhline(floor, color=INK, lw=1, ls=":", alpha=0.7)
+            axes.set(xlabel=label, xscale="log", yscale="log")
+            axes.margins(x=0.3, y=0.15)
+        panels[0].set_ylabel("Fréchet distance (lower is better)")
+        panels[0].annotate(
+            "train vs test", (0.01, floor), xycoords=("axes fraction", "data"), va="bottom"
+        )
+        figure.tight_layout()
+        return _svg(figure, "Fréchet distance against training time and against sampling time")
+
+
+def _point(axes: Axes, cost: float, row: dict[str, Any], colour: str) -> None:
+    axes.errorbar(
+        cost, row["frechet_distance"], row["frechet_distance_std"], fmt="o", ms=8, color=colour
+    )
+    axes.annotate(
+        row["family"], (cost, row["frechet_distance"]), xytext=(9, 4), textcoords="offset points"
+    )
+
+
+def _svg(figure: Figure, alt: str) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{alt}"', 1)

@@ -1,0 +1,85 @@
+"""Leaderboard rows, from `metrics/*.json` and from nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from models import store
+from tasks.training.worker import HISTORY
+
+COLUMNS = [
+    "rank",
+    "family",
+    "status",
+    "frechet_distance",
+    "frechet_distance_std",
+    "frechet_distance_floor",
+    "kid",
+    "kid_std",
+    "kid_floor",
+    "class_share_min",
+    "bits_per_dim",
+    "nats",
+    "likelihood_kind",
+    "likelihood_draws",
+    "psnr",
+    "ssim",
+    "reconstruction_kind",
+    "train_seconds",
+    "train_images_per_second",
+    "sample_images_per_second",
+    "parameters",
+    "peak_memory_mb",
+    "features",
+    "hardware",
+    "reason",
+]
+
+
+def load_family(family: str, metrics: Path, trained: Path) -> dict[str, Any]:
+    """What is known of one family: its metrics, or `status` failed with the `reason`.
+
+    A family failed when its model or its metrics are missing, or when the metrics were
+    measured on other weights than those that are there.
+    """
+    record = metrics / f"{family}.failed.json"
+    told = json.loads(record.read_text()) if record.exists() else {}
+    reason = f"{told['stage']}: {told['reason']}" if told else ""
+    failed = {"family": family, "status": "failed"}
+    if not (trained / family / store.CONFIG).exists():
+        return {**failed, "reason": reason or "train: no trained model"}
+    file = metrics / f"{family}.json"
+    if not file.exists():
+        return {**failed, "reason": reason or "evaluate: no metrics"}
+    found = json.loads(file.read_text())
+    weights = store.describe(trained / family)["weights_sha256"]
+    if found["provenance"]["weights_sha256"] != weights:
+        return {**failed, "reason": reason or "evaluate: the metrics are of other weights"}
+    return {**found, "status": "ok", "reason": ""}
+
+
+def load_families(families: tuple[str, ...], metrics: Path, trained: Path) -> list[dict[str, Any]]:
+    """All families, best Fréchet distance first, the failed ones last; each with its `rank`."""
+    rows = [load_family(family, metrics, trained) for family in families]
+    rows.sort(key=lambda r: (r["status"] != "ok", r.get("frechet_distance", 0.0), r["family"]))
+    for number, row in enumerate(rows, 1):
+        row["rank"] = number if row["status"] == "ok" else None
+    return rows
+
+
+def to_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The leaderboard as a table with the fixed `COLUMNS`; absent numbers are empty."""
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    table["rank"] = table["rank"].astype("Int64")
+    return table
+
+
+def load_history(trained: Path, family: str) -> list[dict[str, Any]]:
+    """The training records of a family; empty where it has none."""
+    from tasks.training.worker import read_history
+
+    return read_history(trained / family / HISTORY)

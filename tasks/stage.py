@@ -1,0 +1,85 @@
+"""What every stage's command does around its `run`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from tasks.environment import prepare_environment
+from tasks.errors import BadInput, exit_on_bad_input
+
+FLOW_PID = "GENARENA_FLOW_PID"  # set by the flow for its stages
+
+
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"python -m tasks.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+@contextmanager
+def running(name: str, family: str | None = None) -> Iterator[None]:
+    """Around a stage: environment, watch over the parents, error line, failure record."""
+    prepare_environment()
+    _end_with_parents()
+    record = failure_record(family) if family else None
+    if record:  # stands until the stage ends well, so even a kill leaves a reason behind
+        _write_reason(record, name, "did not finish (interrupted or killed)")
+    with exit_on_bad_input(name):
+        try:
+            yield
+        except Exception as error:
+            if record:
+                kind = "" if isinstance(error, BadInput) else f"{type(error).__name__}: "
+                _write_reason(record, name, f"{kind}{error}")
+            raise
+    if record:
+        record.unlink(missing_ok=True)
+
+
+def failure_record(family: str) -> Path:
+    """Where the reason of a family's failure stands until it succeeds."""
+    return Path("metrics", f"{family}.failed.json")
+
+
+def _write_reason(record: Path, stage: str, reason: str) -> None:
+    record.parent.mkdir(exist_ok=True)
+    first_lines = " ".join(reason.split())[:500]
+    record.write_text(json.dumps({"stage": stage, "reason": first_lines}) + "\n")
+
+
+def _end_with_parents() -> None:
+    """Interrupt this process when the one that runs the pipeline is gone.
+
+    After a `kill -9` of `dvc repro` or of the flow, a training must not go on unseen and
+    meet its own successor over the same checkpoints.
+    """
+    watched: list[psutil.Process] = []
+    for parent in psutil.Process().parents():
+        watched.append(parent)
+        if any(Path(word).name == "dvc" for word in parent.cmdline()[:3]):
+            break
+    else:
+        watched = []  # started by hand: free to outlive the shell
+    if FLOW_PID in os.environ and psutil.pid_exists(int(os.environ[FLOW_PID])):
+        watched.append(psutil.Process(int(os.environ[FLOW_PID])))
+    if not watched:
+        return
+
+    def watch() -> None:
+        while all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in watched):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="watch-parents").start()

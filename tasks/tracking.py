@@ -1,0 +1,197 @@
+"""Everything that touches MLflow. An outage is reported, never raised: what could not be
+delivered stays in the history files and is delivered by the next stage that gets through.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models import store
+from tasks.params import Params
+from tasks.training.worker import HISTORY, PICTURES, read_history
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PARENT = "GENARENA_PARENT_RUN"  # set by the flow: the comparison that children belong to
+KEY, WEIGHTS, DELIVERED = "genarena.key", "genarena.weights", "genarena.delivered_step"
+RETRY_S, BATCH = 5.0, 900  # log_batch takes 1,000 metrics
+
+
+def tracking_uri(params: Params) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or params.tracking.uri
+
+
+def connect(params: Params) -> MlflowClient:
+    """An MLflow client for the configured server or database."""
+    import logging
+
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    mlflow.set_tracking_uri(tracking_uri(params))
+    return mlflow.MlflowClient()
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """The experiment of a dataset, made when it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name)
+        except MlflowException:  # another family's stage made it in between
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return found.experiment_id
+
+
+def start_parent(params: Params) -> str:
+    """The run of a comparison, parent of its families' runs; returns its id."""
+    client = connect(params)
+    experiment = experiment_id(client, params.dataset.name)
+    name = f"compare-{params.dataset.name}"
+    tags = {"mlflow.note.content": f"Families: {', '.join(params.families)}"}
+    return client.create_run(experiment, run_name=name, tags=tags).info.run_id
+
+
+def tolerant(what: str, action: Callable[[], Any]) -> Any:
+    """Do `action`; on an MLflow or connection failure say so and return None."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return action()
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = str(error).splitlines()[0][:200]
+        print(f"warning: MLflow: {what} failed ({reason}); kept on disk", file=sys.stderr)
+        return None
+
+
+class TrainingRun:
+    """The MLflow run of one training: found or made, fed while it goes on, finished after."""
+
+    def __init__(
+        self, params: Params, family: str, manifest: dict[str, Any], key: str, work: Path
+    ) -> None:
+        self.params, self.family, self.manifest, self.key = params, family, manifest, key
+        self.work = work
+        self.failed_at = self.last = 0.0
+        self.warned = False
+
+    def deliver(self, records: list[dict[str, Any]]) -> None:
+        """Send what is new, at most every few seconds; quiet while the server is away."""
+        import time
+
+        if time.monotonic() - self.last < RETRY_S:
+            return
+        tolerant("delivering metrics", lambda: self._send(records, self.work))
+        self.last = time.monotonic()
+
+    def finish(self, out: Path) -> None:
+        """Send the rest, tag the run with the hash of the exported weights, and end it."""
+        tolerant("finishing the run", lambda: self._finish(out))
+
+    def _finish(self, out: Path) -> None:
+        client, run_id = self._send(read_history(out / HISTORY), out)
+        client.set_tag(run_id, WEIGHTS, store.describe(out)["weights_sha256"])
+        client.set_terminated(run_id)
+
+    def _send(self, records: list[dict[str, Any]], folder: Path) -> tuple[MlflowClient, str]:
+        client = connect(self.params)
+        experiment = experiment_id(client, self.params.dataset.name)
+        run_id = find_run(client, experiment, KEY, self.key) or self._create(client, experiment)
+        send_history(client, run_id, records, folder / PICTURES)
+        return client, run_id
+
+    def _create(self, client: MlflowClient, experiment: str) -> str:
+        seed = self.params.train.seed
+        config = self.params.models[self.family].model_dump(mode="json")
+        train = self.params.train.model_dump(mode="json")
+        tags = {
+            KEY: self.key,
+            "family": self.family,
+            "dataset": self.params.dataset.name,
+            "data_sha256": self.manifest["content_sha256"],
+        }
+        if os.environ.get(PARENT):
+            tags["mlflow.parentRunId"] = os.environ[PARENT]
+        name = f"{self.family}-{self.params.dataset.name}-s{seed}"
+        run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        for prefix, section in (("", {"family": self.family}), ("model", config), ("train", train)):
+            for path, value in _flat(section, prefix):
+                client.log_param(run_id, path, value)
+        return run_id
+
+
+def send_history(
+    client: MlflowClient, run_id: str, records: list[dict[str, Any]], pictures: Path
+) -> None:
+    """Log the records (and sample grids) that the run does not have yet; safe to repeat."""
+    import numpy as np
+    from mlflow.entities import Metric
+    from PIL import Image
+
+    tags = client.get_run(run_id).data.tags
+    delivered = int(tags.get(DELIVERED, -1))
+    new = [r for r in records if r["step"] > delivered]
+    if not new:
+        return
+    metrics = [
+        Metric(name, float(value), 0, record["step"])
+        for record in new
+        for name, value in record.items()
+        if name != "step" and isinstance(value, (int, float))
+    ]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+    for record in new:
+        picture = pictures / f"step-{record['step']:08d}.png"
+        if picture.exists():
+            with Image.open(picture) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            client.log_image(run_id, pixels, key="samples", step=record["step"])
+    client.set_tag(run_id, DELIVERED, str(new[-1]["step"]))
+
+
+def find_run(client: MlflowClient, experiment: str, tag: str, value: str) -> str | None:
+    """Id of the newest run of the experiment with this tag."""
+    runs = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def run_of(client: MlflowClient, params: Params, family: str, trained: Path) -> str:
+    """The run that trained the model in `trained`; made and filled from disk if it is missing.
+
+    That is how a history reaches MLflow after an outage, or after `dvc pull` elsewhere.
+    """
+    import json
+
+    experiment = experiment_id(client, params.dataset.name)
+    weights = store.describe(trained)["weights_sha256"]
+    found = find_run(client, experiment, WEIGHTS, weights)
+    if found:
+        return found
+    facts = json.loads((trained / "train.json").read_text())
+    manifest = {"content_sha256": facts["data_sha256"]}
+    run = TrainingRun(params, family, manifest, facts["key"], trained)
+    run._finish(trained)
+    return find_run(client, experiment, WEIGHTS, weights) or ""
+
+
+def _flat(section: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    pairs = []
+    for name, value in section.items():
+        path = f"{prefix}.{name}" if prefix else name
+        if isinstance(value, dict):
+            pairs += _flat(value, path)
+        elif value is not None:
+            pairs.append((path, value))
+    return pairs

@@ -1,0 +1,1 @@
+"""Training: the loop (pure torch), its checkpoints, and the Ray Train adapter around them."""

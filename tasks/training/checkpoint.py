@@ -1,0 +1,124 @@
+"""Checkpoints that survive a kill at any moment, and load without running code.
+
+    step-00000500/  model.safetensors  average.safetensors  optimizer.pt  progress.json
+    best/           model.safetensors (the averaged weights)  progress.json
+
+Each is written under a temporary name and renamed. A damaged newest one is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints of one training run, in one directory."""
+
+    def __init__(
+        self,
+        directory: Path,
+        model: nn.Module,
+        average: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+    ) -> None:
+        self.directory = directory
+        self.model, self.average, self.optimizers = model, average, optimizers
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def save(self, progress: dict[str, Any]) -> None:
+        """Write a checkpoint of the current state, then drop all but the newest two."""
+        final = self.directory / f"step-{progress['step']:08d}"
+        with _Replacing(final) as temporary:
+            _save(self.model.state_dict(), temporary / "model.safetensors")
+            _save(self.average.state_dict(), temporary / "average.safetensors")
+            torch.save([o.state_dict() for o in self.optimizers], temporary / "optimizer.pt")
+            (temporary / "progress.json").write_text(json.dumps(progress))
+        for old in self._all()[:-KEPT]:
+            shutil.rmtree(old)
+
+    def save_best(self, step: int) -> None:
+        """Write the averaged weights as the best so far."""
+        weights = self.average.module.state_dict()  # type: ignore[union-attr]
+        with _Replacing(self.directory / "best") as temporary:
+            _save(weights, temporary / "model.safetensors")
+            (temporary / "progress.json").write_text(json.dumps({"step": step}))
+
+    def load_latest(self) -> dict[str, Any]:
+        """Load the newest checkpoint that is whole; returns its progress, `{}` if there is none."""
+        for path in reversed(self._all()):
+            try:
+                model = load_file(path / "model.safetensors")
+                average = load_file(path / "average.safetensors")
+                states = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
+                progress = json.loads((path / "progress.json").read_text())
+            except (
+                SafetensorError,
+                OSError,
+                RuntimeError,
+                ValueError,
+                EOFError,
+                pickle.UnpicklingError,
+            ) as error:
+                logger.warning(
+                    "checkpoint %s is damaged (%s); trying the one before it", path.name, error
+                )
+                continue
+            self.model.load_state_dict(model)
+            self.average.load_state_dict(average)
+            for optimizer, state in zip(self.optimizers, states, strict=True):
+                optimizer.load_state_dict(state)
+            return progress
+        return {}
+
+    def _all(self) -> list[Path]:
+        return sorted(p for p in self.directory.glob("step-*") if p.is_dir() and "." not in p.name)
+
+
+def load_best(directory: Path) -> dict[str, Tensor]:
+    """State dict of the best averaged weights under `directory`."""
+    return load_file(directory / "best" / "model.safetensors")
+
+
+class _Replacing:
+    """A temporary directory that takes the place of `final` when the block ends well."""
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.temporary = final.with_name(final.name + ".tmp")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.temporary.mkdir()
+        return self.temporary
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            return
+        for file in self.temporary.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        old = self.final.with_name(self.final.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.final.exists():
+            self.final.rename(old)
+        self.temporary.rename(self.final)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path)

@@ -1,0 +1,112 @@
+"""The Ray Train adapter: one trainer for one CPU, one GPU and many nodes."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tasks.cluster import families_at_once, worker_resources
+from tasks.params import ClusterConfig
+from tasks.training.worker import STOP, work
+
+STOP_GRACE_S = 90.0
+
+
+class Interrupted(SystemExit):
+    """Training was stopped by a signal and left a checkpoint; exits 128 + signal."""
+
+
+def launch(
+    spec: dict[str, Any],
+    cluster: ClusterConfig,
+    max_failures: int,
+    poll: Callable[[], None],
+) -> None:
+    """Run `work(spec)` on Ray Train workers until it ends; Ray must be connected.
+
+    Lost workers are replaced up to `max_failures` times and resume from the last checkpoint.
+    `poll` is called about twice a second meanwhile. SIGTERM and SIGINT make the workers write
+    a checkpoint and end.
+
+    Raises:
+        BadInput: the cluster cannot hold the workers.
+        Interrupted: after a signal.
+        ray.train.TrainingFailedError: the workers failed, its message says how.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    families_at_once(cluster)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    resources = worker_resources(cluster)
+    directory = Path(spec["directory"])
+    (directory / STOP).unlink(missing_ok=True)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={**spec, "threads": cluster.cpus_per_worker},
+        torch_config=TorchConfig(backend="nccl" if resources["GPU"] else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=resources["GPU"] > 0,
+            resources_per_worker={name: n for name, n in resources.items() if n},
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"attempt-{time.time_ns()}",  # resuming is the loop's business, not Ray's
+            storage_path=str(directory / "ray"),
+            failure_config=ray.train.FailureConfig(
+                max_failures=max_failures, controller_failure_limit=0
+            ),
+        ),
+    )
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True, name="ray-train-fit")
+    with _Signals(directory / STOP) as signals:
+        thread.start()
+        while thread.is_alive() and not signals.overdue():
+            thread.join(0.5)
+            poll()
+    poll()
+    if signals.received is not None:
+        raise Interrupted(128 + signals.received)
+    if failure:
+        raise failure[0]
+
+
+class _Signals:
+    """Inside, SIGINT and SIGTERM leave a stop file for the workers instead of ending us."""
+
+    def __init__(self, stop: Path) -> None:
+        self.stop = stop
+        self.received: int | None = None
+        self.since = 0.0
+
+    def __enter__(self) -> _Signals:
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            return
+        self.received, self.since = number, time.monotonic()
+        self.stop.touch()
+        print("stopping; the workers write a checkpoint", flush=True)
+
+    def overdue(self) -> bool:
+        return self.received is not None and time.monotonic() - self.since > STOP_GRACE_S
