@@ -51,7 +51,7 @@ def _family(
     family: str, environment: dict[str, str], slots: threading.Semaphore
 ) -> PrefectFuture[None]:
     trained = run_stage.submit(f"train@{family}", environment, slots)
-    return run_stage.submit(  # type: ignore[call-overload, no-any-return]
+    return run_stage.submit(  # type: ignore[call-overload]
         f"evaluate@{family}", environment, slots, wait_for=[trained]
     )
 

@@ -25,9 +25,9 @@ console = Console(highlight=False)
 
 def run_comparison(dataset: str, data_path: str, families: str, settings: list[str]) -> None:
     """`genarena run`: set what is asked in params.yaml, run the flow, show the leaderboard."""
-    prepare_environment()
     with exit_on_bad_input("genarena"):
         enter_project()
+        prepare_environment()
         for key, (old, new) in override_params(
             _changes(dataset, data_path, families, settings)
         ).items():
@@ -164,12 +164,12 @@ def show_families() -> None:
 
 def draw_samples(model: str, n: int, out: Path, seed: int, temperature: float) -> None:
     """`genarena sample`: a registered model by URI or name, or a trained family from disk."""
-    prepare_environment()
     from PIL import Image
 
     with exit_on_bad_input("genarena"):
         home = Path.cwd()
         enter_project()
+        prepare_environment()
         images = _draw(model, load_params(), n, seed, temperature)
         folder = (home / out).absolute()
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 
 from genarena.command import enter_project
 from tasks import tracking
-from tasks.environment import prepare_environment
+from tasks.environment import STATE, prepare_environment
 from tasks.errors import BadInput, exit_on_bad_input
 from tasks.params import load_params
 
@@ -23,10 +24,11 @@ START_S = 120
 
 def serve(mlflow_port: int, prefect_port: int) -> None:
     """Start both servers, print their addresses, and end them together."""
-    prepare_environment()
     console = Console(highlight=False)
     with exit_on_bad_input("genarena"):
         enter_project()
+        prepare_environment()
+        Path(os.environ.get("PREFECT_HOME", STATE)).mkdir(parents=True, exist_ok=True)
         store = tracking.tracking_uri(load_params())
         commands = {
             "Prefect": (prefect_port, ["prefect", "server", "start", "--host", HOST, "--port"]),

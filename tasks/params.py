@@ -127,6 +127,10 @@ def override_params(
     Returns what changed: key -> (old, new).
     """
     yaml = YAML()
+    yaml.width = 4096
+    yaml.representer.add_representer(
+        type(None), lambda it, _: it.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     document = _read(path, yaml)
     changed = {}
     for key, value in changes.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -69,11 +70,14 @@ def inception_features(weights: str | None, levels: int, device: torch.device) -
 
     path = Path(weights).expanduser()
     try:
+        torch.load(path, weights_only=True)  # torch-fidelity would run what a pickle says
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
         )
-    except (RuntimeError, OSError, KeyError, EOFError) as error:
-        raise BadInput(f"evaluation.inception_weights: {path} does not fit: {error}") from error
+    except (RuntimeError, OSError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise BadInput(
+            f"evaluation.inception_weights: {path} does not fit: {str(error).splitlines()[0]}"
+        ) from error
     network = network.eval().to(device)
 
     def features(x: Tensor) -> Tensor:

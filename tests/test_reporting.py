@@ -1,0 +1,165 @@
+"""The leaderboard says what the metrics files say, failures included."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from models import store
+from tasks.pictures import save_grid
+from tasks.registry import judge
+from tasks.reporting import leaderboard, page
+from tests.conftest import tiny_images, tiny_model
+
+
+def metrics_of(family: str, distance: float, weights: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "family": family,
+        "samples": 1000,
+        "frechet_distance": distance,
+        "frechet_distance_std": 0.1,
+        "frechet_distance_floor": 1.5,
+        "kid": 0.2,
+        "kid_std": 0.01,
+        "kid_floor": 0.02,
+        "class_share_min": 0.08,
+        "features": "classifier",
+        "features_sha256": "f" * 64,
+        "train_seconds": 61.0,
+        "train_images_per_second": 1000.0,
+        "sample_images_per_second": 5000.0,
+        "parameters": 1234,
+        "peak_memory_mb": 400.0,
+        "hardware": "a <CPU>",
+        "protocol": 1,
+        "provenance": {"weights_sha256": weights, "data_sha256": "d", "steps": 10, "best_step": 5},
+        "not_applicable": {},
+        **changes,
+    }
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """dcgan beats vae, realnvp failed."""
+    for family, distance in (("vae", 9.0), ("dcgan", 4.0)):
+        folder = tmp_path / "artifacts/train" / family
+        model = tiny_model(family)
+        store.save(folder, model, family, model.state_dict())
+        history = [
+            {"step": s, "main/loss": 9.0 / s, "validation/frechet_distance": 8.0 / s}
+            for s in (1, 2, 3)
+        ]
+        (folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in history))
+        weights = store.describe(folder)["weights_sha256"]
+        extra = (
+            {"bits_per_dim": 1.8, "likelihood_kind": "bound", "likelihood_draws": 64}
+            if family == "vae"
+            else {}
+        )
+        (tmp_path / "metrics").mkdir(exist_ok=True)
+        save_grid(tmp_path / "artifacts/evaluate" / family / "samples.png", tiny_images(4), 4)
+        text = json.dumps(metrics_of(family, distance, weights, **extra))
+        (tmp_path / "metrics" / f"{family}.json").write_text(text)
+    reason = {"stage": "train", "reason": "NonFiniteLoss: step 7, phase 'main': loss is nan"}
+    (tmp_path / "metrics" / "realnvp.failed.json").write_text(json.dumps(reason))
+    return tmp_path
+
+
+def rows_of(
+    project: Path, families: tuple[str, ...] = ("vae", "dcgan", "realnvp")
+) -> list[dict[str, Any]]:
+    return leaderboard.load_families(families, project / "metrics", project / "artifacts/train")
+
+
+def test_best_first_failed_last_with_its_reason(project: Path) -> None:
+    rows = rows_of(project)
+    assert [(r["family"], r["rank"], r["status"]) for r in rows] == [
+        ("dcgan", 1, "ok"),
+        ("vae", 2, "ok"),
+        ("realnvp", None, "failed"),
+    ]
+    assert rows[2]["reason"] == "train: NonFiniteLoss: step 7, phase 'main': loss is nan"
+    table = leaderboard.to_table(rows)
+    assert list(table.columns) == leaderboard.COLUMNS
+    assert pd.isna(table.loc[0, "bits_per_dim"])
+    assert table.loc[1, "bits_per_dim"] == 1.8
+
+
+def test_a_stale_failure_does_not_hide_a_restored_result(project: Path) -> None:
+    """DVC can bring a former result back without running the stage that clears the record."""
+    (project / "metrics" / "vae.failed.json").write_text('{"stage": "train", "reason": "old"}')
+    assert rows_of(project)[1]["status"] == "ok"
+
+
+def test_metrics_of_other_weights_are_not_shown(project: Path) -> None:
+    folder = project / "artifacts/train/vae"
+    other = {n: t + 1 for n, t in tiny_model("vae").state_dict().items()}
+    store.save(folder, tiny_model("vae"), "vae", other)
+    row = next(r for r in rows_of(project) if r["family"] == "vae")
+    assert row["status"] == "failed"
+    assert "other weights" in row["reason"]
+
+
+def test_missing_metrics_name_the_stage(project: Path) -> None:
+    (project / "metrics" / "vae.json").unlink()
+    row = next(r for r in rows_of(project) if r["family"] == "vae")
+    assert row["reason"] == "evaluate: no metrics"
+
+
+def render(project: Path) -> str:
+    manifest = {
+        "name": "digits",
+        "counts": {"train": 1277, "validation": 186, "test": 334},
+        "spec": {"shape": [1, 8, 8], "levels": 17, "classes": ["a", "b"]},
+        "content_sha256": "d" * 64,
+    }
+    judge_ = {"task": "classes", "test_accuracy": 0.979}
+    artifacts = project / "artifacts"
+    return page.render(
+        rows_of(project), manifest, judge_, artifacts / "train", artifacts / "evaluate"
+    )
+
+
+def test_the_page_is_self_contained_and_complete(project: Path) -> None:
+    html = render(project)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
+    assert "@import" not in html
+    for words in ("4.00", "9.00", "1.800", "bound", "97.90 %", "floor: train vs test", "1,277"):
+        assert words in html, words
+    assert "failed: train: NonFiniteLoss: step 7, phase &#39;main&#39;" in html
+    assert "a &lt;CPU&gt;" in html  # escaped
+    assert html.count('role="img"') >= 4
+
+
+def test_a_page_with_only_failures_still_renders(project: Path) -> None:
+    for family in ("vae", "dcgan"):
+        (project / "metrics" / f"{family}.json").unlink()
+    assert render(project).count("failed:") == 3
+
+
+TAGS = {"data_sha256": "d", "features_sha256": "f", "protocol": "1", "frechet_distance": "5.0"}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "alias", "words"),
+    [
+        ({}, None, "champion", "first"),
+        ({"frechet_distance": "4.9"}, {}, "champion", "beats"),
+        ({"frechet_distance": "5.0"}, {}, "challenger", "does not beat"),
+        ({"frechet_distance": "11.0"}, {}, "challenger", "does not beat"),  # as numbers, not text
+        ({"frechet_distance": "1.0", "data_sha256": "e"}, {}, "challenger", "other data"),
+        ({"frechet_distance": "1.0", "features_sha256": "e"}, {}, "challenger", "other features"),
+        ({"frechet_distance": "1.0", "protocol": "2"}, {}, "challenger", "another protocol"),
+    ],
+)
+def test_the_gate(
+    candidate: dict[str, str], champion: dict[str, str] | None, alias: str, words: str
+) -> None:
+    verdict = judge({**TAGS, **candidate}, None if champion is None else {**TAGS, **champion})
+    assert verdict.alias == alias
+    assert words in verdict.reason
