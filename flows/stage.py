@@ -15,7 +15,17 @@ from prefect.cache_policies import NO_CACHE
 from tasks.stage import FLOW_PID
 
 GRACE_S = 120  # for a training to write its checkpoint
-NOISE = ("Running stage", "> ", "Updating lock file", "To track the changes", "To enable auto")
+NOISE = (  # DVC's own remarks
+    "Running stage",
+    "> ",
+    "Updating lock",
+    "Generating lock",
+    "To track",
+    "To enable",
+    "Use `dvc push`",
+    "git add",
+    "dvc config",
+)
 _running: set[subprocess.Popen[str]] = set()
 
 
@@ -58,7 +68,7 @@ def _stream(process: subprocess.Popen[str], stage: str) -> str:
     assert process.stdout is not None
     for line in process.stdout:
         text = line.rstrip()
-        if not text or text.startswith(NOISE):
+        if not text or text.lstrip().startswith(NOISE):
             continue
         if not text.startswith("ERROR: failed to reproduce"):
             last = text

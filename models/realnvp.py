@@ -79,7 +79,7 @@ class _Coupling(nn.Module):
             nn.ReLU(),
             nn.Conv2d(config.width, 2 * channels, 1),
         )
-        self.scale = nn.Parameter(torch.zeros(channels, 1, 1))  # zero: starts as a shift
+        self.scale = nn.Parameter(torch.ones(channels, 1, 1))  # zero here would be a saddle
         nn.init.zeros_(self.net[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.net[-1].bias)  # type: ignore[arg-type]
 

@@ -67,6 +67,7 @@ def _export(
     images = progress["step"] * spec["train"]["batch_size"]
     facts = {
         "steps": progress["step"],
+        "resumed_from": outcome["resumed_from"],
         "best_step": progress["best_step"],
         "train_seconds": progress["seconds"],
         "train_images_per_second": images / progress["seconds"],

@@ -94,7 +94,7 @@ def test_loss_falls_on_one_batch(family: str) -> None:
         phase = next(p for p in model.phases() if p.name == name)
         parameters = [p for module in phase.modules for p in module.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=2e-3)
-        trace = []
+        trace, before = [], [p.detach().clone() for p in parameters]
         for step in range(60):
             torch.manual_seed(step % 3)
             loss = model.losses(batch, name)["loss"]
@@ -102,6 +102,8 @@ def test_loss_falls_on_one_batch(family: str) -> None:
             loss.backward()
             optimizer.step()
             trace.append(float(loss.detach()))
+        # a parameter that stays put is dead: a saddle in its initialisation, or no path to it
+        assert not any(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
         assert sum(trace[-6:]) / 6 < 0.9 * sum(trace[:6]) / 6, f"{name}: {trace[0]} -> {trace[-1]}"
 
 

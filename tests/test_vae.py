@@ -39,12 +39,13 @@ def test_discretised_logistic_is_the_integral() -> None:
 
 
 def small() -> tuple[VAE, torch.Tensor]:
-    """A VAE over all 81 images of 1x2x2 with 3 levels, trained a little on some of them."""
+    """A VAE trained to need its latent, on flat images; and all 81 images of 1x2x2, 3 levels."""
     torch.manual_seed(0)
     data = DataSpec(shape=(1, 2, 2), levels=3)
     model = VAE(VAEConfig(latent_dim=1, width=4, hidden=16, mixture=1), data)
     every = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 1, 2, 2)
-    x = every[(every.flatten(1).sum(1) % 3 == 0)].repeat(4, 1, 1, 1)
+    flat = every[every.flatten(1).amin(1) == every.flatten(1).amax(1)]
+    x = flat.repeat(16, 1, 1, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(300):
         loss = model.losses(Batch(x), "main")["loss"]
@@ -72,13 +73,13 @@ def test_the_bound_tightens_with_k_and_stays_below_the_truth() -> None:
         exact = exact_log_prob(model, every)
         assert float(exact.exp().sum()) == pytest.approx(1.0, abs=1e-3)
         torch.manual_seed(1)
-        means = []
-        for k in (1, 8, 64, 512):
-            bounds = torch.stack([model.log_prob(every, samples=k) for _ in range(20)]).mean(0)
-            means.append(float((exact - bounds).mean()))
-    assert all(earlier > later for earlier, later in itertools.pairwise(means))
-    assert means[0] > 0.005
-    assert -0.002 < means[-1] < 0.1 * means[0] + 0.002
+        gaps = []
+        for k in (1, 4, 16, 256):
+            bounds = torch.stack([model.log_prob(every, samples=k) for _ in range(40)]).mean(0)
+            gaps.append(float((exact - bounds).mean()))
+    assert all(earlier > later for earlier, later in itertools.pairwise(gaps))
+    assert gaps[0] > 0.1
+    assert -0.01 < gaps[-1] < 0.1 * gaps[0]
 
 
 def test_one_importance_sample_is_the_elbo() -> None:

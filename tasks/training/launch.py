@@ -40,6 +40,7 @@ def launch(
         ray.train.TrainingFailedError: the workers failed, its message says how.
     """
     import ray.train
+    from ray.train import LoggingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     families_at_once(cluster)
@@ -59,6 +60,7 @@ def launch(
         run_config=ray.train.RunConfig(
             name=f"attempt-{time.time_ns()}",  # resuming is the loop's business, not Ray's
             storage_path=str(directory / "ray"),
+            logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(
                 max_failures=max_failures, controller_failure_limit=0
             ),
