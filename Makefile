@@ -6,9 +6,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK = true
 export PYTHONWARNINGS = ignore
 
-DATASET ?=
+DATAMINUTES ?=
+STEPS ?=
+SET ?=
 DATA_PATH ?=
 FAMILIES ?=
+MINUTES ?=
+STEPS ?=
 SET ?=
 
 .PHONY: help
@@ -25,8 +29,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 .PHONY: run
-run: install  ## Compare families: make run DATASET=mnist DATA_PATH=... FAMILIES="vae dcgan" SET="train.seed=1"
-	@genarena run --dataset '$(DATASET)' --data-path '$(DATA_PATH)' --families '$(FAMILIES)' $(foreach s,$(SET),--set '$(s)')
+run: install  ## Compare families: make run DATASET=mnist DATA_PATH=... FAMILIES="vae dcgan" MINUTES=10 SET="train.seed=1"
+	@genarena run --dataset '$(DATASET)' --data-path '$(DATA_PATH)' --families '$(FAMILIES)' $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(foreach s,$(SET),--set '$(s)')
 
 .PHONY: test
 test: install  ## Lint, types, layers and the whole test suite

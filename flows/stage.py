@@ -1,20 +1,21 @@
-"""One Prefect task that runs one DVC stage, in a process group of its own."""
+"""One Prefect task that runs one DVC stage."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Failed, State
 
+from flows.process import run_process
 from tasks.stage import FLOW_PID
 
-GRACE_S = 120  # for a training to write its checkpoint
+REFUSED = "Refused"  # the state's name when the input is at fault, not the run
 NOISE = (  # DVC's own remarks
     "Running stage",
     "> ",
@@ -26,72 +27,32 @@ NOISE = (  # DVC's own remarks
     "git add",
     "dvc config",
 )
-_running: set[subprocess.Popen[str]] = set()
-
-
-class StageFailed(RuntimeError):
-    """A stage ended with an error; the message is its last line."""
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{stage}")
 def run_stage(
     stage: str, environment: Mapping[str, str], slots: threading.Semaphore | None = None
-) -> None:
+) -> State[Any]:
     """`dvc repro` of one stage, its output streamed into the log line by line.
 
-    Raises StageFailed with the stage's own error line. `slots` bounds how many run at once.
+    A failed state has the stage's own error line as its message. `slots` bounds how many run
+    at once.
     """
-    with slots or threading.Semaphore():
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **environment, FLOW_PID: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        _running.add(process)
-        try:
-            reason = _stream(process, stage)
-            if process.wait() != 0:
-                raise StageFailed(reason or f"exit status {process.returncode}")
-        finally:
-            stop(process)
-            _running.discard(process)
+    logger = get_run_logger()
+    last, refused = "", False
 
-
-def _stream(process: subprocess.Popen[str], stage: str) -> str:
-    """Log every line; returns the last one that is not DVC's own."""
-    logger, last = get_run_logger(), ""
-    assert process.stdout is not None
-    for line in process.stdout:
-        text = line.rstrip()
-        if not text or text.lstrip().startswith(NOISE):
-            continue
-        if not text.startswith("ERROR: failed to reproduce"):
+    def on_line(text: str) -> None:
+        nonlocal last, refused
+        if text.startswith("ERROR: failed to reproduce"):
+            refused = text.endswith("exited with 2")
+        elif text and not text.lstrip().startswith(NOISE):
             last = text
-        logger.info("%-18s %s", stage, text)
-    return last
+            logger.info("%-18s %s", stage, text)
 
-
-def stop(process: subprocess.Popen[str]) -> None:
-    """End a stage's process group: SIGTERM, time to write a checkpoint, then SIGKILL."""
-    if process.poll() is not None:
-        return
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def stop_all() -> None:
-    """End every stage that runs, side by side."""
-    threads = [threading.Thread(target=stop, args=(process,)) for process in list(_running)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    with slots or threading.Semaphore():
+        status = run_process(command, {**environment, FLOW_PID: str(os.getpid())}, on_line)
+    if status == 0:
+        return Completed()
+    name = REFUSED if refused else "Failed"
+    return Failed(name=name, message=last or f"{stage}: exit status {status}")

@@ -20,12 +20,14 @@ def run(
     dataset: Annotated[str, typer.Option(help="digits, mnist or image_folder")] = "",
     data_path: Annotated[str, typer.Option(help="Folder of the data set's files")] = "",
     families: Annotated[str, typer.Option(help="Names with spaces between, or 'all'")] = "",
+    steps: Annotated[int | None, typer.Option(min=1, help="Training budget per family")] = None,
+    minutes: Annotated[float | None, typer.Option(help="The same, as time")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="key=value of params.yaml")] = [],  # noqa: B006
 ) -> None:
     """Run the comparison. What the options say is written into params.yaml first."""
     from genarena.command import run_comparison
 
-    run_comparison(dataset, data_path, families, set_)
+    run_comparison(dataset, data_path, families, steps, minutes, set_)
 
 
 @app.command("families")

@@ -23,14 +23,23 @@ from tasks.params import Params, load_params, override_params
 console = Console(highlight=False)
 
 
-def run_comparison(dataset: str, data_path: str, families: str, settings: list[str]) -> None:
+def run_comparison(
+    dataset: str,
+    data_path: str,
+    families: str,
+    steps: int | None,
+    minutes: float | None,
+    settings: list[str],
+) -> None:
     """`genarena run`: set what is asked in params.yaml, run the flow, show the leaderboard."""
     with exit_on_bad_input("genarena"):
         enter_project()
         prepare_environment()
-        for key, (old, new) in override_params(
-            _changes(dataset, data_path, families, settings)
-        ).items():
+        changes = _changes(dataset, data_path, families, settings)
+        budget = {"steps": steps, "minutes": minutes}
+        if steps is not None or minutes is not None:
+            changes["train.budget"] = {name: n for name, n in budget.items() if n is not None}
+        for key, (old, new) in override_params(changes).items():
             console.print(f"params.yaml: {key}: {old} -> {new}")
         params = load_params()
         console.print(f"{params.dataset.name}: {', '.join(params.families)}")
@@ -92,21 +101,29 @@ def _up_to_date() -> bool:
 
 
 def _run_flow() -> None:
-    """Run the flow here; SIGTERM ends it as Ctrl-C does, checkpoints written."""
-    from prefect.exceptions import PrefectException
+    """Run the flow here; SIGTERM ends it as Ctrl-C does, checkpoints written.
 
-    from flows.compare import StageFailed, compare
+    Returns when the leaderboard was made. Exits 2 where a stage refused its input, 1 where it
+    failed, each with the stage's own line.
+    """
+    from flows.compare import compare
+    from flows.stage import REFUSED
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    made = _leaderboard_time()
     try:
-        compare()
-    except StageFailed as error:
-        console.print(f"[bold red]{error}")
+        state = compare(return_state=True)
     except KeyboardInterrupt:
         console.print("stopped; the same command resumes")
         raise SystemExit(130) from None
-    except (PrefectException, OSError) as error:
-        raise SystemExit(f"genarena: Prefect could not run the flow: {error}") from error
+    if state.is_failed() and _leaderboard_time() == made:
+        print(f"genarena: {state.message}", file=sys.stderr)
+        raise SystemExit(2 if state.name == REFUSED else 1)
+
+
+def _leaderboard_time() -> float:
+    file = Path("reports/leaderboard.csv")
+    return file.stat().st_mtime if file.exists() else 0.0
 
 
 def _all_ok(params: Params) -> bool:
