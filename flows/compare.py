@@ -47,19 +47,24 @@ def _run(params: Params, address: str) -> State[Any]:
         environment[tracking.PARENT] = parent
     for stage in ("prepare", "classifier"):
         if (state := run_stage(stage, environment, return_state=True)).is_failed():
-            return state
+            return _same(state)
     chains = [_family(family, environment, slots) for family in params.families]
     failed = [f for f, last in zip(params.families, chains, strict=True) if _failed(last)]
     if (state := run_stage("report", environment, return_state=True)).is_failed():
-        return state
+        return _same(state)
     _publish(parent, params, failed)
     if len(failed) == len(params.families):
         return Failed(message="every family failed; the leaderboard says why")
     if (state := run_stage("register", environment, return_state=True)).is_failed():
-        return state
+        return _same(state)
     if failed:
         return Failed(message=f"failed: {', '.join(failed)}; the leaderboard says why")
     return Completed()
+
+
+def _same(state: State[Any]) -> State[Any]:
+    """A stage's failure as the flow's own: a state that is passed on loses its message."""
+    return Failed(name=state.name, message=state.message)
 
 
 def _family(

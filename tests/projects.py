@@ -42,8 +42,7 @@ def make_project(path: Path, changes: dict[str, object]) -> Path:
         (path / folder).mkdir(parents=True)
         (path / folder / ".gitkeep").touch()
     shutil.copy(ROOT / ".gitignore", path)
-    (path / ".venv" / "bin").mkdir(parents=True)
-    (path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (path / ".venv").symlink_to(sys.prefix)
     command(path, "git", "init", "-q")
     command(
         path,

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,51 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+HEAD = """
+import json, os, sys
+from tasks.environment import prepare_environment
+prepare_environment()
+from tasks.cluster import connected
+from tasks.params import ClusterConfig
+with connected(ClusterConfig()) as address:
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+    print(json.dumps({"RAY_ADDRESS": address, **{n: os.environ[n] for n in names}}), flush=True)
+    sys.stdin.read()
+"""
+
+
 @pytest.fixture(scope="module")
-def undisturbed(project: Path) -> bytes:
-    projects.stage(project, "train", "vae", "--out", "undisturbed")
+def ray(project: Path) -> Iterator[dict[str, str]]:
+    """A running Ray that trainings join, as they join the flow's: its environment variables."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HEAD],
+        cwd=project,
+        env=projects.environment(project),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as head:
+        assert head.stdout is not None
+        yield json.loads(next(line for line in head.stdout if line.startswith("{")))
+        assert head.stdin is not None
+        head.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project: Path, ray: dict[str, str]) -> bytes:
+    training = start(project, "undisturbed", ray)
+    assert training.wait(180) == 0, (project / "undisturbed.log").read_text()
     assert json.loads((project / "undisturbed/train.json").read_text())["resumed_from"] == 0
     return (project / "undisturbed/model.safetensors").read_bytes()
 
 
-def start(project: Path, out: str, *prefix: str) -> subprocess.Popen[str]:
-    """The training in a process group of its own, its output in `<out>.log`."""
+def start(project: Path, out: str, ray: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """The training in a process group of its own, its output in `<out>.log`; None: its own Ray."""
     with (project / f"{out}.log").open("w") as log:
         return subprocess.Popen(
-            [*prefix, sys.executable, "-m", "tasks.train", "vae", "--out", out],
+            [sys.executable, "-m", "tasks.train", "vae", "--out", out],
             cwd=project,
-            env=projects.environment(project),
+            env={**projects.environment(project), **(ray or {})},
             stdout=log,
             stderr=subprocess.STDOUT,
             text=True,
@@ -81,21 +112,25 @@ def result(project: Path, out: str) -> tuple[bytes, dict[str, Any]]:
     )
 
 
-def ray_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    family = psutil.Process(process.pid).children(recursive=True)
-    return [p for p in family if "RayTrainWorker" in " ".join(p.cmdline())]
-
-
-def test_a_killed_worker_is_replaced(project: Path, undisturbed: bytes) -> None:
-    training = start(project, "worker")
+def test_a_killed_worker_is_replaced(
+    project: Path, undisturbed: bytes, ray: dict[str, str]
+) -> None:
+    training = start(project, "worker", ray)
     wait_until(lambda: reached(project) >= 100)
-    workers = ray_workers(training)
+    workers = [p for p in psutil.process_iter() if "ray::RayTrainWorker" in _title(p)]
     assert len(workers) == 1
     workers[0].kill()
     assert training.wait(180) == 0, (project / "worker.log").read_text()
     weights, facts = result(project, "worker")
     assert weights == undisturbed
     assert 100 - INTERVAL <= facts["resumed_from"] < STEPS
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def test_a_killed_run_resumes(project: Path, undisturbed: bytes) -> None:
@@ -120,48 +155,64 @@ def test_a_killed_run_resumes(project: Path, undisturbed: bytes) -> None:
     assert history == sorted(set(history))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_checkpoint_of_that_very_step(
-    project: Path, undisturbed: bytes, number: int
+def test_signals_leave_a_checkpoint_of_that_very_step(
+    project: Path, undisturbed: bytes, ray: dict[str, str]
 ) -> None:
-    training = start(project, "signal")
-    wait_until(lambda: reached(project) >= 60)
-    os.kill(training.pid, number)
-    assert training.wait(120) == 128 + number
-    assert "the workers write a checkpoint" in (project / "signal.log").read_text()
-    (work,) = (project / ".genarena/work").glob("vae-*")
-    stopped_at = json.loads(
-        sorted(work.glob("checkpoints/step-*"))[-1].joinpath("progress.json").read_text()
-    )["step"]
-    assert 60 <= stopped_at < STEPS
-    again = start(project, "signal")
+    """Ctrl-C, then SIGTERM to the resumed run, then to the end."""
+    for number, at in ((signal.SIGINT, 60), (signal.SIGTERM, 160)):
+        training = start(project, "signal", ray)
+        wait_until(lambda at=at: reached(project) >= at)
+        os.kill(training.pid, number)
+        assert training.wait(120) == 128 + number
+        assert "the workers write a checkpoint" in (project / "signal.log").read_text()
+        (work,) = (project / ".genarena/work").glob("vae-*")
+        newest = sorted(work.glob("checkpoints/step-*"))[-1]
+        stopped_at = json.loads((newest / "progress.json").read_text())["step"]
+        assert at <= stopped_at < STEPS
+    again = start(project, "signal", ray)
     assert again.wait(180) == 0
     weights, facts = result(project, "signal")
     assert facts["resumed_from"] == stopped_at
     assert weights == undisturbed
 
 
-def test_two_ray_workers_train_as_one(project: Path, undisturbed: bytes) -> None:
+def test_two_ray_workers_train_as_one(project: Path) -> None:
     """Through Ray Train itself; close, not equal: sums are taken in another order."""
     import torch
     from safetensors.torch import load
 
-    from tasks.params import override_params
+    from tasks.data.shards import read_manifest
+    from tasks.params import load_params, override_params
+    from tasks.training.checkpoint import load_best
+    from tasks.training.worker import work
 
     if (os.cpu_count() or 1) < 2:
         pytest.skip("needs 2 CPU cores")
     override_params({"cluster.workers": 2, "train.budget": {"steps": 10}}, project / "params.yaml")
     projects.stage(project, "train", "vae", "--out", "two")
-    override_params({"cluster.workers": 1}, project / "params.yaml")
-    projects.stage(project, "train", "vae", "--out", "one")
-    override_params(SETTINGS, project / "params.yaml")
-    one, two = (load(result(project, out)[0]) for out in ("one", "two"))
+    params = load_params(project / "params.yaml")
+    override_params({"cluster.workers": 1, **SETTINGS}, project / "params.yaml")
+    manifest = read_manifest(project / "data/prepared")
+    spec = {
+        "family": "vae",
+        "config": params.models["vae"].model_dump(),
+        "data": manifest["spec"],
+        "train": params.train.model_dump(),
+        "prepared": str(project / "data/prepared"),
+        "classifier": str(project / "artifacts/classifier"),
+        "directory": str(project / "alone"),
+        "threads": 1,
+    }
+    (project / "alone").mkdir()
+    work(spec)
+    two = load(result(project, "two")[0])
+    one = load_best(project / "alone/checkpoints")
     assert result(project, "two")[1]["workers"] == 2
     for name in one:
         assert torch.allclose(one[name], two[name], atol=2e-4, rtol=1e-3), name
 
 
-def test_a_dead_parent_ends_the_training(project: Path) -> None:
+def test_a_dead_parent_ends_the_training(project: Path, ray: dict[str, str]) -> None:
     """After `kill -9` of `dvc repro`, nothing goes on unseen over the same checkpoints."""
     shell = (
         f"exec -a dvc {sys.executable} -c 'import subprocess, sys; subprocess.run(sys.argv[1:])' "
@@ -171,7 +222,7 @@ def test_a_dead_parent_ends_the_training(project: Path) -> None:
     parent = subprocess.Popen(
         ["bash", "-c", shell + inner],
         cwd=project,
-        env=projects.environment(project),
+        env={**projects.environment(project), **ray},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,

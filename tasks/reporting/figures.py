@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK = "#010203"  # replaced by `currentColor`
+# a family keeps its colour in every figure: by its place among the families, not by its rank
 COLOURS = ["#3b76d4", "#d9772b", "#2f9e62", "#c2447e", "#8a63d2", "#8c7a1f", "#1f98a8", "#a55a3c"]
 STYLE: Any = {
     "svg.fonttype": "none",
