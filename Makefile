@@ -38,7 +38,7 @@ test: install  ## Lint, types, layers and the whole test suite
 	ruff format --check .
 	mypy
 	lint-imports
-	pytest
+	pytest -n 2 --dist loadfile
 
 .PHONY: ui
 ui: install  ## MLflow UI and Prefect UI on localhost

@@ -36,6 +36,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+HEAD_PID = "TEST_RAY_HEAD_PID"
 HEAD = """
 import json, os, sys
 from tasks.environment import prepare_environment
@@ -61,7 +62,8 @@ def ray(project: Path) -> Iterator[dict[str, str]]:
         text=True,
     ) as head:
         assert head.stdout is not None
-        yield json.loads(next(line for line in head.stdout if line.startswith("{")))
+        variables = json.loads(next(line for line in head.stdout if line.startswith("{")))
+        yield {**variables, HEAD_PID: str(head.pid)}
         assert head.stdin is not None
         head.stdin.close()
 
@@ -117,7 +119,8 @@ def test_a_killed_worker_is_replaced(
 ) -> None:
     training = start(project, "worker", ray)
     wait_until(lambda: reached(project) >= 100)
-    workers = [p for p in psutil.process_iter() if "ray::RayTrainWorker" in _title(p)]
+    below = psutil.Process(int(ray[HEAD_PID])).children(recursive=True)
+    workers = [p for p in below if "ray::RayTrainWorker" in _title(p)]
     assert len(workers) == 1
     workers[0].kill()
     assert training.wait(180) == 0, (project / "worker.log").read_text()
@@ -133,7 +136,7 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def test_a_killed_run_resumes(project: Path, undisturbed: bytes) -> None:
+def test_a_killed_run_resumes(project: Path, undisturbed: bytes, ray: dict[str, str]) -> None:
     training = start(project, "run")
     wait_until(lambda: reached(project) >= 100)
     everyone = [
@@ -145,7 +148,7 @@ def test_a_killed_run_resumes(project: Path, undisturbed: bytes) -> None:
         process.kill()
     psutil.wait_procs(everyone, timeout=30)
     training.wait()
-    again = start(project, "run")
+    again = start(project, "run", ray)
     assert again.wait(180) == 0, (project / "run.log").read_text()
     weights, facts = result(project, "run")
     assert weights == undisturbed

@@ -10,10 +10,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 INK = "#010203"  # replaced by `currentColor`
-# a family keeps its colour in every figure: by its place among the families, not by its rank
 COLOURS = ["#3b76d4", "#d9772b", "#2f9e62", "#c2447e", "#8a63d2", "#8c7a1f", "#1f98a8", "#a55a3c"]
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -51,8 +52,14 @@ def loss_curves(history: list[dict[str, Any]], title: str) -> str:
         return _svg(figure, f"Training loss of {title}")
 
 
+def colours(families: list[str]) -> dict[str, str]:
+    """Each family's colour, the same in every figure whatever the ranking."""
+    return dict(zip(sorted(families), COLOURS * (1 + len(families) // len(COLOURS)), strict=False))
+
+
 def validation_curves(histories: dict[str, list[dict[str, Any]]], metric: str, label: str) -> str:
     """One validation metric of all families over the steps; empty where none has it."""
+    colour = colours(list(histories))
     key = f"validation/{metric}"
     curves = {
         family: [(r["step"], r[key]) for r in history if key in r]
@@ -63,10 +70,12 @@ def validation_curves(histories: dict[str, list[dict[str, Any]]], metric: str, l
         return ""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.2))
-        for colour, (family, points) in zip(COLOURS * 4, curves.items(), strict=False):
-            axes.plot(*zip(*points, strict=True), color=colour, lw=1.6, marker=".", label=family)
+        for family, points in curves.items():
+            line: dict[str, Any] = {"color": colour[family], "lw": 1.6, "marker": ".", "label": family}
+            axes.plot(*zip(*points, strict=True), **line)
         if metric == "frechet_distance":
             axes.set_yscale("log")
+            _plain_ticks(axes.yaxis)
         axes.set(xlabel="step", ylabel=label)
         axes.legend()
         return _svg(figure, f"{label} on the validation split, by step")
@@ -78,21 +87,31 @@ def quality_against_cost(rows: list[dict[str, Any]]) -> str:
         ("training time, s", lambda r: r["train_seconds"]),
         ("time to sample 1,000 images, s", lambda r: 1000 / r["sample_images_per_second"]),
     ]
+    colour = colours([row["family"] for row in rows])
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
         for axes, (label, cost) in zip(panels, costs, strict=True):
-            for colour, row in zip(COLOURS * 4, rows, strict=False):
-                _point(axes, cost(row), row, colour)
+            for row in rows:
+                _point(axes, cost(row), row, colour[row["family"]])
             floor = rows[0]["frechet_distance_floor"]
             axes.axhline(floor, color=INK, lw=1, ls=":", alpha=0.7)
             axes.set(xlabel=label, xscale="log", yscale="log")
-            axes.margins(x=0.3, y=0.15)
+            axes.margins(x=0.35, y=0.15)
+            _plain_ticks(axes.xaxis)
+            _plain_ticks(axes.yaxis)
         panels[0].set_ylabel("Fréchet distance (lower is better)")
         panels[0].annotate(
             "train vs test", (0.01, floor), xycoords=("axes fraction", "data"), va="bottom"
         )
         figure.tight_layout()
         return _svg(figure, "Fréchet distance against training time and against sampling time")
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """1, 2, 5, 10 … on a logarithmic axis, in plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _point(axes: Axes, cost: float, row: dict[str, Any], colour: str) -> None:
