@@ -6,9 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK = true
 export PYTHONWARNINGS = ignore
 
-DATAMINUTES ?=
-STEPS ?=
-SET ?=
+DATASET ?=
 DATA_PATH ?=
 FAMILIES ?=
 MINUTES ?=

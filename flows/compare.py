@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import pandas as pd
-from prefect import flow, get_run_logger
+from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.process import stop_all
-from flows.stage import REFUSED, run_stage
+from flows.process import allow, stop_all
+from flows.stage import REFUSED, as_own, failed_chain, run_stage, start_family
 from tasks import tracking
 from tasks.cluster import connected, families_at_once
 from tasks.errors import BadInput
@@ -27,6 +27,7 @@ def compare(overrides: dict[str, Any] | None = None) -> State[Any]:
     `overrides` are dotted keys to set in `params.yaml` first. One family's failure leaves the
     others to finish; the flow fails at its end, and the leaderboard says why.
     """
+    allow()
     try:
         override_params(overrides or {})
         params = load_params()
@@ -41,53 +42,33 @@ def compare(overrides: dict[str, Any] | None = None) -> State[Any]:
 
 def _run(params: Params, address: str) -> State[Any]:
     environment = {"RAY_ADDRESS": address}
-    slots = threading.Semaphore(families_at_once(params.cluster))
     parent = tracking.tolerant("starting the run", lambda: tracking.start_parent(params))
     if parent:
         environment[tracking.PARENT] = parent
+    failed = True
+    try:
+        state = _stages(params, environment)
+        failed = state.is_failed()
+        return state
+    finally:
+        if parent:
+            end = partial(tracking.end_parent, params, parent, failed=failed)
+            tracking.tolerant("ending the run", end)
+
+
+def _stages(params: Params, environment: dict[str, str]) -> State[Any]:
+    slots = threading.Semaphore(families_at_once(params.cluster))
     for stage in ("prepare", "classifier"):
         if (state := run_stage(stage, environment, return_state=True)).is_failed():
-            return _same(state)
-    chains = [_family(family, environment, slots) for family in params.families]
-    failed = [f for f, last in zip(params.families, chains, strict=True) if _failed(last)]
-    if (state := run_stage("report", environment, return_state=True)).is_failed():
-        return _same(state)
-    _publish(parent, params, failed)
-    if len(failed) == len(params.families):
-        return Failed(message="every family failed; the leaderboard says why")
-    if (state := run_stage("register", environment, return_state=True)).is_failed():
-        return _same(state)
+            return as_own(state)
+    chains = [start_family(family, environment, slots) for family in params.families]
+    failed = [f for f, last in zip(params.families, chains, strict=True) if failed_chain(last)]
+    for stage in ("report", "register")[: 1 if len(failed) == len(chains) else 2]:
+        if (state := run_stage(stage, environment, return_state=True)).is_failed():
+            return as_own(state)
+    table = pd.read_csv("reports/leaderboard.csv").astype(object)
+    rows: list[Any] = table.where(table.notna(), None).to_dict("records")
+    create_table_artifact(key="leaderboard", table=rows, description=params.dataset.title)
     if failed:
         return Failed(message=f"failed: {', '.join(failed)}; the leaderboard says why")
     return Completed()
-
-
-def _same(state: State[Any]) -> State[Any]:
-    """A stage's failure as the flow's own: a state that is passed on loses its message."""
-    return Failed(name=state.name, message=state.message)
-
-
-def _family(
-    family: str, environment: dict[str, str], slots: threading.Semaphore
-) -> PrefectFuture[None]:
-    trained = run_stage.submit(f"train@{family}", environment, slots)
-    return run_stage.submit(  # type: ignore[call-overload]
-        f"evaluate@{family}", environment, slots, wait_for=[trained]
-    )
-
-
-def _failed(future: PrefectFuture[None]) -> bool:
-    future.wait()
-    return not future.state.is_completed()
-
-
-def _publish(parent: str | None, params: Params, failed: list[str]) -> None:
-    """The leaderboard as a Prefect artifact, and the end of the comparison's MLflow run."""
-    table = pd.read_csv("reports/leaderboard.csv").astype(object)
-    rows: list[dict[str, Any]] = table.where(table.notna(), None).to_dict("records")  # type: ignore[assignment]
-    create_table_artifact(key="leaderboard", table=rows, description=f"{params.dataset.name}")
-    get_run_logger().info("leaderboard: reports/leaderboard.html")
-    if parent:
-        status = "FAILED" if failed else "FINISHED"
-        end = lambda: tracking.connect(params).set_terminated(parent, status)  # noqa: E731
-        tracking.tolerant("ending the run", end)

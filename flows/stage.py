@@ -10,6 +10,7 @@ from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, State
 
 from flows.process import run_process
@@ -43,11 +44,11 @@ def run_stage(
 
     def on_line(text: str) -> None:
         nonlocal last, refused
-        if text.startswith("ERROR: failed to reproduce"):
+        if text.startswith("ERROR: failed to reproduce") and "failed to run:" in text:
             refused = text.endswith("exited with 2")
         elif text and not text.lstrip().startswith(NOISE):
             last = text
-            logger.info("%-18s %s", stage, text)
+            logger.info(text)
 
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
     with slots or threading.Semaphore():
@@ -56,3 +57,24 @@ def run_stage(
         return Completed()
     name = REFUSED if refused else "Failed"
     return Failed(name=name, message=last or f"{stage}: exit status {status}")
+
+
+def as_own(state: State[Any]) -> State[Any]:
+    """A stage's failure as the flow's own: a state that is passed on loses its message."""
+    return Failed(name=state.name, message=state.message)
+
+
+def start_family(
+    family: str, environment: Mapping[str, str], slots: threading.Semaphore
+) -> PrefectFuture[Any]:
+    """Train, then evaluate; the future is of the last stage."""
+    trained = run_stage.submit(f"train@{family}", environment, slots)
+    return run_stage.submit(  # type: ignore[call-overload]
+        f"evaluate@{family}", environment, slots, wait_for=[trained]
+    )
+
+
+def failed_chain(future: PrefectFuture[Any]) -> bool:
+    """Wait for a family; whether any of its stages did not complete."""
+    future.wait()
+    return not future.state.is_completed()

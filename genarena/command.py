@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tasks.errors import BadInput, exit_on_bad_input
 from tasks.params import Params, load_params, override_params
 
 console = Console(highlight=False)
+BUSY_TRIES, BUSY_WAIT_S = 60, 2.0
 
 
 def run_comparison(
@@ -42,14 +44,18 @@ def run_comparison(
         for key, (old, new) in override_params(changes).items():
             console.print(f"params.yaml: {key}: {old} -> {new}")
         params = load_params()
-        console.print(f"{params.dataset.name}: {', '.join(params.families)}")
+        local = "://" not in params.dataset.path
+        if local and not Path(params.dataset.path).exists():
+            raise BadInput(f"params.yaml: dataset.path: {params.dataset.path} does not exist")
+        console.print(f"{params.dataset.title}: {', '.join(params.families)}")
+        failure = None
         if _up_to_date():
             console.print("Everything is up to date: no stage has to run.")
         else:
-            _run_flow()
+            failure = _run_flow()
         show_leaderboard(params)
-        if not _all_ok(params):
-            raise SystemExit(1)
+        if failure or not _all_ok(params):
+            raise SystemExit(f"genarena: {failure}" if failure else 1)
 
 
 def _changes(dataset: str, data_path: str, families: str, settings: list[str]) -> dict[str, Any]:
@@ -94,17 +100,23 @@ def enter_project() -> None:
 def _up_to_date() -> bool:
     """Whether DVC has nothing to run; it alone decides."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json"]
-    status = subprocess.run(command, capture_output=True, text=True)
-    if status.returncode:
-        raise BadInput(f"dvc status: {status.stderr.strip().splitlines()[-1]}")
+    for attempt in range(BUSY_TRIES):
+        status = subprocess.run(command, capture_output=True, text=True)
+        if status.returncode == 0:
+            break
+        if "is busy" not in status.stderr or attempt == BUSY_TRIES - 1:
+            raise BadInput(f"dvc status: {status.stderr.strip().splitlines()[-1]}")
+        if attempt == 0:
+            console.print("another run is at work in this project, or just ending; waiting")
+        time.sleep(BUSY_WAIT_S)
     return not json.loads(status.stdout) and Path("dvc.lock").exists()
 
 
-def _run_flow() -> None:
+def _run_flow() -> str | None:
     """Run the flow here; SIGTERM ends it as Ctrl-C does, checkpoints written.
 
-    Returns when the leaderboard was made. Exits 2 where a stage refused its input, 1 where it
-    failed, each with the stage's own line.
+    Returns when the leaderboard was made, with what failed besides. Exits 2 where a stage
+    refused its input, 1 where it failed before, each with the stage's own line.
     """
     from flows.compare import compare
     from flows.stage import REFUSED
@@ -119,6 +131,7 @@ def _run_flow() -> None:
     if state.is_failed() and _leaderboard_time() == made:
         print(f"genarena: {state.message}", file=sys.stderr)
         raise SystemExit(2 if state.name == REFUSED else 1)
+    return state.message if state.is_failed() else None
 
 
 def _leaderboard_time() -> float:
@@ -139,7 +152,7 @@ def show_leaderboard(params: Params) -> None:
 
     if not Path("reports/leaderboard.csv").exists():
         raise SystemExit("genarena: no leaderboard: the run ended before its report")
-    table = Table(title=f"Leaderboard: {params.dataset.name}, test split")
+    table = Table(title=f"Leaderboard: {params.dataset.title}, test split")
     for name in ("#", "family", "Fréchet dist.", "floor", "KID", "bits/dim", "PSNR", "training"):
         table.add_column(name, justify="left" if name in ("#", "family") else "right")
     for row in pd.read_csv("reports/leaderboard.csv").to_dict("records"):
@@ -163,7 +176,7 @@ def show_leaderboard(params: Params) -> None:
         )
     console.print(table)
     for row in pd.read_csv("reports/leaderboard.csv").query("status != 'ok'").to_dict("records"):
-        console.print(f"[red]{row['family']} failed: {row['reason']}")
+        console.print(f"{row['family']} failed: {row['reason']}", style="red", markup=False)
     console.print(f"Report: {Path('reports/leaderboard.html').absolute().as_uri()}")
     console.print("UIs:    make ui   (MLflow: runs and models; Prefect: flow runs)")
 
@@ -207,12 +220,16 @@ def _draw(model: str, params: Params, n: int, seed: int, temperature: float) -> 
     client = tracking.connect(params)
     uri = model
     if not model.startswith(("models:/", "runs:/")):
-        name = f"{params.dataset.name}-{model}" if model in FAMILIES else model
+        name = f"{params.dataset.title}-{model}" if model in FAMILIES else model
         uri = f"models:/{name}@champion"
     try:
         loaded = mlflow.pyfunc.load_model(uri)
     except MlflowException as error:
-        known = [found.name for found in client.search_registered_models()]
+        try:
+            known = [found.name for found in client.search_registered_models()]
+        except MlflowException as outage:
+            uri = tracking.tracking_uri(params)
+            raise BadInput(f"the registry at {uri} does not answer") from outage
         hint = nearest(model, known) if known else "; nothing is registered yet: make run"
         raise BadInput(f"{uri}: no such model{hint}") from error
     request = pd.DataFrame({"n": [n]})

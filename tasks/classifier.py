@@ -16,9 +16,12 @@ from tasks.data import shards
 from tasks.evaluation import classifier
 from tasks.params import ClassifierConfig, load_params
 
+THREADS = 2  # always: sums over other thread counts would give the features another hash
+
 
 def run(config: ClassifierConfig, prepared: Path, out: Path) -> dict[str, object]:
     """Train on the train split of `prepared` and write to `out`; returns what it measured."""
+    torch.set_num_threads(THREADS)
     spec = DataSpec(**shards.read_manifest(prepared)["spec"])
     splits = {name: _tensors(prepared, name) for name in shards.SPLITS}
     per_epoch = max(len(splits["train"][0]) // config.batch_size, 1)

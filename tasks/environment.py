@@ -8,6 +8,7 @@ from pathlib import Path
 
 STATE = ".genarena"  # checkpoints, Prefect's database, downloads; under the project's folder
 
+_TASK_LINE = "%(asctime)s  %(task_run_name)-18s %(message)s"
 DEFAULTS = {
     # telemetry: off
     "DO_NOT_TRACK": "true",
@@ -18,7 +19,7 @@ DEFAULTS = {
     # Prefect: a temporary server can take 30 s to start on a small machine
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s  %(message)s",
-    "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s  %(message)s",
+    "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": _TASK_LINE,
     "PREFECT_LOGGING_FORMATTERS_STANDARD_DATEFMT": "%H:%M:%S",
     # Ray Train: shorter teardown, fewer threads, no metrics exporter
     "RAY_TRAIN_V2_ENABLED": "1",

@@ -15,6 +15,7 @@ from models import store
 from tasks import stage, tracking
 from tasks.cluster import connected, families_at_once, worker_resources
 from tasks.data import shards
+from tasks.errors import BadInput
 from tasks.params import EvaluationConfig, Params, load_params
 
 COSTS = ("train_seconds", "train_images_per_second", "peak_memory_mb", "parameters", "hardware")
@@ -38,7 +39,13 @@ def run(
         resources = worker_resources(params.cluster)
         task = ray.remote(num_cpus=resources["CPU"], num_gpus=resources["GPU"])(measure_folder)
         threads = params.cluster.cpus_per_worker
-        result = ray.get(task.remote(params.evaluation, *folders, threads, time.time()))
+        gpu = resources["GPU"] > 0
+        try:
+            result = ray.get(task.remote(params.evaluation, *folders, threads, gpu, time.time()))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, BadInput):
+                raise error.cause from None
+            raise
     facts = json.loads((trained / "train.json").read_text())
     costs = {name: facts[name] for name in COSTS}
     provenance = {
@@ -63,6 +70,7 @@ def measure_folder(
     trained: str,
     out: str,
     threads: int,
+    gpu: bool,
     started: float,
 ) -> dict[str, Any]:
     """Runs on a Ray worker: load, measure, write the pictures, return the numbers."""
@@ -73,7 +81,7 @@ def measure_folder(
     from tasks.pictures import save_grid
 
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if gpu else "cpu")
     model = store.load(Path(trained)).to(device)
     levels = model.data.levels
     if config.features == "classifier":

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -26,7 +26,9 @@ class ClusterConfig(Config):
     address: str | None = None  # of a running Ray; null: RAY_ADDRESS, or a local Ray
     workers: Positive = 1  # training processes per family
     cpus_per_worker: Positive = 1
-    gpus_per_worker: Literal["auto"] | int = "auto"  # auto: 1 where the cluster has GPUs
+    gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0)] = (
+        "auto"  # auto: 1 where the cluster has GPUs
+    )
     storage: str = ".genarena"  # checkpoints; must be shared between the cluster's nodes
 
 
@@ -50,16 +52,25 @@ class EvaluationConfig(Config):
     batch_size: Positive = 500
     features: Literal["classifier", "inception-v3"] = "classifier"
     inception_weights: str | None = None  # torch-fidelity's weights file, for inception-v3
-    likelihood_images: Positive = 1_000  # of the test split
+    likelihood_images: int = Field(1_000, ge=2)  # of the test split
     likelihood_samples: Positive = 64  # K: importance samples, or draws of dequantisation noise
     reconstruction_images: Positive = 256  # of the test split
+
+    @model_validator(mode="after")
+    def _weights_given(self) -> EvaluationConfig:
+        if self.features == "inception-v3" and self.inception_weights is None:
+            raise ValueError(
+                "features: inception-v3 needs inception_weights, the path of torch-fidelity's "
+                "weights file (pt_inception-2015-12-05-6726825d.pth); or use classifier"
+            )
+        return self
 
     @field_validator("inception_weights")
     @classmethod
     def _file_there(cls, value: str | None) -> str | None:
         if value is not None and not Path(value).expanduser().is_file():
             raise ValueError(f"no file at {value}")
-        return value
+        return value and str(Path(value).expanduser().absolute())
 
 
 class TrackingConfig(Config):

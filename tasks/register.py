@@ -40,7 +40,7 @@ def run(params: Params, out: Path, root: Path = Path()) -> dict[str, Any]:
 
 def _register(params: Params, rows: list[dict[str, Any]], root: Path) -> dict[str, Any]:
     client = tracking.connect(params)
-    dataset = params.dataset.name
+    dataset = params.dataset.title
     done = {}
     for row in rows:
         folder = root / "artifacts/train" / row["family"]
@@ -66,6 +66,7 @@ def _version(
         "features": row["features"],
         "features_sha256": row["features_sha256"],
         "protocol": str(row["protocol"]),
+        "samples": str(row["samples"]),
         SCORE: repr(row[SCORE]),
     }
     try:

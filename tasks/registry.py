@@ -10,6 +10,7 @@ COMPARABLE = {
     "data_sha256": "other data",
     "features_sha256": "other features",
     "protocol": "another protocol version",
+    "samples": "another number of samples",  # the distance falls with it
 }
 SCORE = "frechet_distance"  # lower is better
 
@@ -25,8 +26,8 @@ class Verdict:
 def judge(candidate: dict[str, Any], champion: dict[str, Any] | None) -> Verdict:
     """Compare a candidate's tags with the champion's (None: there is no champion).
 
-    Both hold `data_sha256`, `features_sha256`, `protocol` and `frechet_distance`, as numbers
-    or as the strings that MLflow's tags are.
+    Both hold the `COMPARABLE` tags and `frechet_distance`, as numbers or
+    as the strings that MLflow's tags are.
     """
     if champion is None:
         return Verdict("champion", "the first version")

@@ -37,7 +37,7 @@ def run(params: Params, root: Path = Path()) -> list[dict[str, Any]]:
     reports = root / "reports"
     reports.mkdir(exist_ok=True)
     leaderboard.to_table(rows).to_csv(reports / "leaderboard.csv", index=False)
-    html = page.render(rows, manifest, judge, trained, evaluated)
+    html = page.render(rows, params.dataset.title, manifest, judge, trained, evaluated)
     (reports / "leaderboard.html").write_text(html)
     tracking.tolerant("logging the leaderboard", lambda: _track(params, rows, trained, reports))
     return rows

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import psutil
 
+from models import FAMILIES
 from tasks.environment import prepare_environment
-from tasks.errors import BadInput, exit_on_bad_input
+from tasks.errors import BadInput, exit_on_bad_input, nearest
+from tasks.params import load_params
 
 FLOW_PID = "GENARENA_FLOW_PID"  # set by the flow for its stages
 
@@ -33,6 +35,11 @@ def running(name: str, family: str | None = None) -> Iterator[None]:
     """Around a stage: environment, watch over the parents, error line, failure record."""
     prepare_environment()
     _end_with_parents()
+    with exit_on_bad_input(name):
+        if family and family not in FAMILIES:
+            raise BadInput(f"unknown family '{family}'{nearest(family, FAMILIES)}")
+        if family and family not in load_params().models:
+            raise BadInput(f"params.yaml: models.{family}: missing")
     record = failure_record(family) if family else None
     if record:  # stands until the stage ends well, so even a kill leaves a reason behind
         _write_reason(record, name, "did not finish (interrupted or killed)")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,11 +54,16 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     return found.experiment_id
 
 
+def end_parent(params: Params, run_id: str, *, failed: bool) -> None:
+    """End the run of a comparison."""
+    connect(params).set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+
 def start_parent(params: Params) -> str:
     """The run of a comparison, parent of its families' runs; returns its id."""
     client = connect(params)
-    experiment = experiment_id(client, params.dataset.name)
-    name = f"compare-{params.dataset.name}"
+    experiment = experiment_id(client, params.dataset.title)
+    name = f"compare-{params.dataset.title}"
     tags = {"mlflow.note.content": f"Families: {', '.join(params.families)}"}
     return client.create_run(experiment, run_name=name, tags=tags).info.run_id
 
@@ -70,7 +76,7 @@ def tolerant(what: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = " ".join(str(error).split())[:200]
         print(f"warning: MLflow: {what} failed ({reason}); kept on disk", file=sys.stderr)
         return None
 
@@ -83,13 +89,10 @@ class TrainingRun:
     ) -> None:
         self.params, self.family, self.manifest, self.key = params, family, manifest, key
         self.work = work
-        self.failed_at = self.last = 0.0
-        self.warned = False
+        self.last = 0.0
 
     def deliver(self, records: list[dict[str, Any]]) -> None:
-        """Send what is new, at most every few seconds; quiet while the server is away."""
-        import time
-
+        """Send what is new, at most every few seconds; while the server is away, warn and keep."""
         if time.monotonic() - self.last < RETRY_S:
             return
         tolerant("delivering metrics", lambda: self._send(records, self.work))
@@ -106,7 +109,7 @@ class TrainingRun:
 
     def _send(self, records: list[dict[str, Any]], folder: Path) -> tuple[MlflowClient, str]:
         client = connect(self.params)
-        experiment = experiment_id(client, self.params.dataset.name)
+        experiment = experiment_id(client, self.params.dataset.title)
         run_id = find_run(client, experiment, KEY, self.key) or self._create(client, experiment)
         send_history(client, run_id, records, folder / PICTURES)
         return client, run_id
@@ -118,12 +121,12 @@ class TrainingRun:
         tags = {
             KEY: self.key,
             "family": self.family,
-            "dataset": self.params.dataset.name,
+            "dataset": self.params.dataset.title,
             "data_sha256": self.manifest["content_sha256"],
         }
         if os.environ.get(PARENT):
             tags["mlflow.parentRunId"] = os.environ[PARENT]
-        name = f"{self.family}-{self.params.dataset.name}-s{seed}"
+        name = f"{self.family}-{self.params.dataset.title}-s{seed}"
         run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
         for prefix, section in (("", {"family": self.family}), ("model", config), ("train", train)):
             for path, value in _flat(section, prefix):
@@ -145,10 +148,10 @@ def send_history(
     if not new:
         return
     metrics = [
-        Metric(name, float(value), 0, record["step"])
+        Metric(name, float(value), int(1000 * record["seconds"]), record["step"])
         for record in new
         for name, value in record.items()
-        if name != "step" and isinstance(value, (int, float))
+        if name not in ("step", "seconds") and isinstance(value, (int, float))
     ]
     for start in range(0, len(metrics), BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + BATCH])
@@ -174,7 +177,7 @@ def run_of(client: MlflowClient, params: Params, family: str, trained: Path) -> 
     """
     import json
 
-    experiment = experiment_id(client, params.dataset.name)
+    experiment = experiment_id(client, params.dataset.title)
     weights = store.describe(trained)["weights_sha256"]
     found = find_run(client, experiment, WEIGHTS, weights)
     if found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from models import FAMILIES, store
 from tasks import stage
 from tasks.cluster import connected
 from tasks.data import shards
-from tasks.errors import BadInput, nearest
+from tasks.errors import BadInput
 from tasks.params import Params, load_params
 from tasks.tracking import TrainingRun
 from tasks.training.checkpoint import load_best
+from tasks.training.data import check_batch
 from tasks.training.launch import launch
-from tasks.training.worker import HISTORY, OUTCOME, PICTURES, read_history
+from tasks.training.loop import NonFiniteLoss
+from tasks.training.watch import Watch
+from tasks.training.worker import HISTORY, OUTCOME, PICTURES
 
 
 def run(family: str, params: Params, prepared: Path, classifier: Path, out: Path) -> dict[str, Any]:
@@ -31,6 +34,7 @@ def run(family: str, params: Params, prepared: Path, classifier: Path, out: Path
     Resumes by itself where an earlier call with the same code, data and parameters was cut off.
     """
     manifest = shards.read_manifest(prepared)
+    _check(family, params, manifest)
     spec = {
         "family": family,
         "config": params.models[family].model_dump(mode="json"),
@@ -39,19 +43,38 @@ def run(family: str, params: Params, prepared: Path, classifier: Path, out: Path
         "prepared": str(prepared.absolute()),
         "classifier": str(classifier.absolute()),
     }
-    key = _key(spec, manifest["content_sha256"])
+    weights = store.file_sha256(classifier / "classifier.safetensors")
+    key = _key(spec, manifest["content_sha256"] + weights)
     work = Path(params.cluster.storage).absolute() / "work" / f"{family}-{key}"
     work.mkdir(parents=True, exist_ok=True)
     spec["directory"] = str(work)
-    tracked = TrainingRun(params, family, manifest, key, work)
-    watch = _Watch(work, params, tracked)
+    (work / OUTCOME).unlink(missing_ok=True)
+    identity = work / "identity"  # of this very training, in MLflow too; survives a resume
+    if not identity.exists():
+        identity.write_text(uuid.uuid4().hex)
+    token = identity.read_text()
+    tracked = TrainingRun(params, family, manifest, token, work)
+    watch = Watch(work, params.train.budget, tracked)
     with connected(params.cluster):
         launch(spec, params.cluster, params.train.max_failures, watch)
     outcome = json.loads((work / OUTCOME).read_text())
-    facts = _export(work, out, spec, outcome, key, manifest["content_sha256"])
+    if "error" in outcome:
+        shutil.rmtree(work)
+        raise NonFiniteLoss(outcome["error"])
+    facts = _export(work, out, spec, outcome, token, manifest["content_sha256"])
     tracked.finish(out)
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)
     return facts
+
+
+def _check(family: str, params: Params, manifest: dict[str, Any]) -> None:
+    """Refuse, before anything starts, what could only fail in the workers."""
+    try:
+        check_batch(manifest["counts"]["train"], params.train.batch_size, params.cluster.workers)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    if params.train.select == "bits_per_dim" and FAMILIES[family].likelihood == "none":
+        raise BadInput(f"train.select: bits_per_dim, but {family} has no likelihood; use auto")
 
 
 def _export(
@@ -75,6 +98,7 @@ def _export(
         "parameters": outcome["parameters"],
         "hardware": outcome["hardware"],
         "workers": outcome["workers"],
+        "precision": outcome["precision"],
         "key": key,
         "data_sha256": data_sha256,
     }
@@ -88,57 +112,12 @@ def _key(spec: dict[str, Any], data_sha256: str) -> str:
     family_file = Path(models.__file__).parent / f"{spec['family']}.py"
     code = [family_file, *(family_file.with_name(n) for n in ("base.py", "nn.py"))]
     digest = hashlib.sha256(data_sha256.encode())
-    for file in [*code, *sorted((here / "training").glob("*.py"))]:
+    judges = [here / "evaluation" / f"{n}.py" for n in ("classifier", "features", "fidelity")]
+    for file in [*code, *judges, *sorted((here / "training").glob("*.py"))]:
         digest.update(file.read_bytes())
     known = {name: spec[name] for name in ("family", "config", "data", "train")}
     digest.update(json.dumps(known, sort_keys=True).encode())
     return digest.hexdigest()[:12]
-
-
-class _Watch:
-    """Reads what the first worker writes: a progress line now and then, and MLflow's share."""
-
-    def __init__(self, work: Path, params: Params, tracked: TrainingRun) -> None:
-        self.path, self.budget, self.tracked = work / HISTORY, params.train.budget, tracked
-        self.shown, self.step = 0.0, -1
-
-    def __call__(self) -> None:
-        records = read_history(self.path)
-        if not records or records[-1]["step"] == self.step:
-            return
-        self.tracked.deliver(records)
-        if time.monotonic() - self.shown < 2 and not self._share(records[-1]) >= 1:
-            return
-        self.shown, self.step = time.monotonic(), records[-1]["step"]
-        print(self._line(records), flush=True)
-
-    def _share(self, record: dict[str, Any]) -> float:
-        if self.budget.steps is not None:
-            return record["step"] / self.budget.steps
-        assert self.budget.minutes is not None
-        return record["seconds"] / (60 * self.budget.minutes)
-
-    def _line(self, records: list[dict[str, Any]]) -> str:
-        last = records[-1]
-        share = min(self._share(last), 1.0)
-        left = last["seconds"] * (1 - share) / max(share, 1e-9)
-        losses = "  ".join(
-            f"{name.removesuffix('/loss')} loss {value:.3f}"
-            for name, value in last.items()
-            if name.endswith("/loss")
-        )
-        checked: dict[str, Any] = next(
-            (r for r in reversed(records) if "validation/score" in r), {}
-        )
-        found = "  ".join(
-            f"{name.split('/')[1]} {checked[name]:.3f}"
-            for name in ("validation/bits_per_dim", "validation/frechet_distance")
-            if name in checked
-        )
-        total = f"/{self.budget.steps:,}" if self.budget.steps else ""
-        speed = f"{last['images_per_second']:,.0f} images/s"
-        eta = f"ETA {int(left // 60)}:{int(left % 60):02d}"
-        return f"step {last['step']:,}{total} ({share:.0%})  {losses}  {found}  {speed}  {eta}"
 
 
 def main() -> None:
@@ -150,8 +129,6 @@ def main() -> None:
     args = arguments.parse_args()
     with stage.running("train", args.family):
         params = load_params()
-        if args.family not in FAMILIES:
-            raise BadInput(f"unknown family '{args.family}'{nearest(args.family, FAMILIES)}")
         out = args.out or Path("artifacts/train", args.family)
         facts = run(args.family, params, args.prepared, args.classifier, out)
         print(f"best at step {facts['best_step']:,}; {facts['train_seconds']:.0f} s of training")

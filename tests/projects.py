@@ -57,13 +57,15 @@ def make_project(path: Path, changes: dict[str, object]) -> Path:
         "--allow-empty",
     )
     command(path, sys.executable, "-m", "dvc", "init", "-q")
+    shutil.copy(ROOT / ".dvcignore", path)
     override_params({**SMALL, **changes}, path / "params.yaml")
     return path
 
 
 def environment(path: Path) -> dict[str, str]:
     """Environment of a command in the project: its own code, its own state, no servers."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PREFECT_"))}
+    dropped = ("RAY_", "PREFECT_", "PYTHONDONTWRITEBYTECODE")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
     return {**inherited, "PYTHONPATH": str(path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 

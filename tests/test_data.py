@@ -154,7 +154,7 @@ def test_skip_bad_drops_and_lists(tmp_path: Path) -> None:
 def test_colour_alpha_and_resizing(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    for i in range(40):
+    for i in range(120):
         Image.new("RGBA", (20 + i % 3, 16), (200, 10, i, 255)).save(source / f"{i}.png")
     Image.new("RGBA", (20, 16), (0, 0, 0, 0)).save(source / "clear.png")
     manifest = prepare.run(image_folder(source, image_size=12), tmp_path / "out")

@@ -130,7 +130,7 @@ def test_temperature_and_latents(family: str) -> None:
     model = tiny_model(family).eval()
     with torch.no_grad():
         cold = model.sample(4, temperature=0.0)
-        width = {"vae": 4, "dcgan": 4}.get(family, TINY.dimensions)
+        width = getattr(model.config, "latent_dim", TINY.dimensions)
         z = torch.randn(2, width)
         again = [model.sample(2, z=z) for _ in range(2)]
     assert (cold == cold[0]).all()

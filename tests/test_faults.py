@@ -248,3 +248,37 @@ def test_an_impossible_request_says_what_there_is(project: Path) -> None:
     override_params({"cluster.workers": 1, "cluster.cpus_per_worker": 1}, project / "params.yaml")
     assert done.returncode == 2
     assert "16 worker(s) ask for 1024 CPU, the cluster has" in done.stderr
+
+
+def test_stopping_the_flow_leaves_checkpoints_and_starts_nothing_more(project: Path) -> None:
+    """SIGTERM to `genarena run`: two families train, a third waits for room and must not start."""
+    from tasks.params import override_params
+
+    long = {"train.budget": {"steps": 100_000}, "train.checkpoint_every": 50_000}
+    override_params({**long, "train.validate_every": 50_000}, project / "params.yaml")
+    with (project / "flow.log").open("w") as log:
+        flow = subprocess.Popen(
+            [sys.executable, "-m", "genarena", "run", "--families", "vae realnvp dcgan"],
+            cwd=project,
+            env=projects.environment(project),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    started = time.time()
+
+    def going() -> list[Path]:
+        histories = (project / ".genarena/work").glob("*/history.jsonl")
+        return [h.parent for h in histories if h.stat().st_mtime > started]
+
+    at_once = min(os.cpu_count() or 1, 3)
+    wait_until(lambda: len(going()) == at_once, 240)
+    below = psutil.Process(flow.pid).children(recursive=True)
+    flow.send_signal(signal.SIGTERM)
+    assert flow.wait(150) == 130, (project / "flow.log").read_text()
+    assert len(going()) == at_once
+    for work in going():
+        assert list(work.glob("checkpoints/step-*/progress.json")), work.name
+    _, alive = psutil.wait_procs(below, timeout=20)
+    assert not [p for p in alive if "tasks.train" in _title(p) or "dvc" in _title(p)]
+    assert "the same command resumes" in (project / "flow.log").read_text()

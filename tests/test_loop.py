@@ -18,7 +18,7 @@ from models.base import Batch, GenerativeModel, OptimizerConfig, Phase, randn
 from tasks.training.checkpoint import load_best
 from tasks.training.comm import Comm
 from tasks.training.config import Budget, TrainConfig
-from tasks.training.data import TrainData
+from tasks.training.data import TrainData, check_batch
 from tasks.training.loop import NonFiniteLoss, Outcome, train
 from tests.conftest import TINY, tiny_images, tiny_model
 
@@ -246,7 +246,7 @@ def test_history_has_means_speed_and_validation(tmp_path: Path) -> None:
 )
 def test_impossible_batches_are_refused(batch_size: int, world: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        TrainData(tiny_images(IMAGES)).check(batch_size, world)
+        check_batch(IMAGES, batch_size, world)
 
 
 def test_an_epoch_shows_every_image_once() -> None:

@@ -121,7 +121,7 @@ def render(project: Path) -> str:
     judge_ = {"task": "classes", "test_accuracy": 0.979}
     artifacts = project / "artifacts"
     return page.render(
-        rows_of(project), manifest, judge_, artifacts / "train", artifacts / "evaluate"
+        rows_of(project), "digits", manifest, judge_, artifacts / "train", artifacts / "evaluate"
     )
 
 
@@ -142,7 +142,13 @@ def test_a_page_with_only_failures_still_renders(project: Path) -> None:
     assert render(project).count("failed:") == 3
 
 
-TAGS = {"data_sha256": "d", "features_sha256": "f", "protocol": "1", "frechet_distance": "5.0"}
+TAGS = {
+    "data_sha256": "d",
+    "features_sha256": "f",
+    "protocol": "1",
+    "samples": "100",
+    "frechet_distance": "5.0",
+}
 
 
 @pytest.mark.parametrize(
@@ -155,6 +161,12 @@ TAGS = {"data_sha256": "d", "features_sha256": "f", "protocol": "1", "frechet_di
         ({"frechet_distance": "1.0", "data_sha256": "e"}, {}, "challenger", "other data"),
         ({"frechet_distance": "1.0", "features_sha256": "e"}, {}, "challenger", "other features"),
         ({"frechet_distance": "1.0", "protocol": "2"}, {}, "challenger", "another protocol"),
+        (
+            {"frechet_distance": "1.0", "samples": "9"},
+            {},
+            "challenger",
+            "another number of samples",
+        ),
     ],
 )
 def test_the_gate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -18,6 +19,14 @@ class DatasetConfig(Config):
     test: Share = 0.2  # where the source has no official test split
     image_size: Positive | None = None  # image_folder: resize and crop to a square; null: as is
     skip_bad: bool = False  # drop and list bad files instead of refusing them
+
+    @property
+    def title(self) -> str:
+        """What experiment and registered models are called: the name, or the folder's name."""
+        if self.name != "image_folder":
+            return self.name
+        folder = self.path.rstrip("/").rsplit("/", 1)[-1]
+        return re.sub(r"[^a-z0-9]+", "-", folder.lower()).strip("-") or self.name
 
     @model_validator(mode="after")
     def _something_left(self) -> DatasetConfig:

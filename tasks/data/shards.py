@@ -42,10 +42,10 @@ def write(directory: Path, raw: Raw, config: DatasetConfig) -> dict[str, Any]:
     counts, content = {}, hashlib.sha256()
     for name in SPLITS:
         rows = [i for i in order if split[i] == name]
-        if not rows:
+        if len(rows) < 2:
             raise BadInput(
-                f"dataset: no image falls into the {name} split of {len(hashes)} images; "
-                "give more images or a larger share"
+                f"dataset: {len(rows)} of {len(hashes)} images fall into the {name} split; "
+                "at least 2 are needed: give more images or a larger share"
             )
         counts[name] = len(rows)
         for i in rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,7 @@ def _read_idx(file: Path) -> NDArray[np.uint8]:
         if zeros or kind != 8 or body.size != np.prod(shape):
             raise ValueError(f"not unsigned bytes of shape {shape}: {body.size} bytes follow")
         return body.reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise BadInput(f"{file}: not a whole IDX file ({error})") from error
 
 

@@ -71,7 +71,12 @@ def validation_curves(histories: dict[str, list[dict[str, Any]]], metric: str, l
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.2))
         for family, points in curves.items():
-            line: dict[str, Any] = {"color": colour[family], "lw": 1.6, "marker": ".", "label": family}
+            line: dict[str, Any] = {
+                "color": colour[family],
+                "lw": 1.6,
+                "marker": ".",
+                "label": family,
+            }
             axes.plot(*zip(*points, strict=True), **line)
         if metric == "frechet_distance":
             axes.set_yscale("log")

@@ -16,6 +16,7 @@ TEMPLATE = Path(__file__).with_name("leaderboard.html.j2")
 
 def render(
     rows: list[dict[str, Any]],
+    title: str,
     manifest: dict[str, Any],
     judge: dict[str, Any],
     trained: Path,
@@ -31,11 +32,11 @@ def render(
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True)
     environment.filters |= {"thousands": _thousands, "duration": duration}
     return environment.from_string(TEMPLATE.read_text()).render(
-        dataset=manifest["name"],
+        dataset=title,
         counts=manifest["counts"],
         shape="x".join(map(str, manifest["spec"]["shape"])),
         levels=manifest["spec"]["levels"],
-        classes=manifest["spec"]["classes"],
+        classes=judge["task"] == "classes",
         data_sha256=manifest["content_sha256"],
         rows=rows,
         ok=ok,

@@ -11,6 +11,21 @@ from models.base import Batch
 from tasks.training.comm import Comm
 
 
+def check_batch(images: int, batch_size: int, world: int) -> None:
+    """Raises ValueError where `world` workers cannot share such a batch of so many images."""
+    if batch_size > images:
+        raise ValueError(
+            f"train.batch_size: {batch_size} is more than the {images} training images; "
+            f"the largest possible is {images // world * world}"
+        )
+    if batch_size % world:
+        nearest = max(world, batch_size // world * world)
+        raise ValueError(
+            f"train.batch_size: {batch_size} cannot be shared by {world} workers; "
+            f"the nearest that can is {nearest}"
+        )
+
+
 @dataclass
 class TrainData:
     """One split on one device.
@@ -38,20 +53,6 @@ class TrainData:
             None if label is None else label.to(device),
             None if source is None else source.to(device),
         )
-
-    def check(self, batch_size: int, world: int) -> None:
-        """Raises ValueError where no batch of that size can be made."""
-        if batch_size > len(self):
-            raise ValueError(
-                f"train.batch_size: {batch_size} is more than the {len(self)} training images; "
-                f"the largest possible is {len(self) // world * world}"
-            )
-        if batch_size % world:
-            nearest = max(world, batch_size // world * world)
-            raise ValueError(
-                f"train.batch_size: {batch_size} cannot be shared by {world} workers; "
-                f"the nearest that can is {nearest}"
-            )
 
     def batch(self, number: int, batch_size: int, seed: int, comm: Comm) -> Batch:
         """This worker's rows of global batch `number`: shuffled epochs, the remainder left out."""

@@ -8,6 +8,7 @@ batch, to float tolerance.
 from __future__ import annotations
 
 import hashlib
+import math
 import resource
 import sys
 import time
@@ -25,7 +26,7 @@ from models.base import Batch, GenerativeModel, Phase, noise_shard
 from tasks.training.checkpoint import Checkpoints
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
-from tasks.training.data import TrainData
+from tasks.training.data import TrainData, check_batch
 from tasks.training.optim import make_optimizer, moving_average, resolve_precision
 
 Record = dict[str, Any]
@@ -84,13 +85,15 @@ def train(
         ValueError: a batch that the workers cannot share, or that the data cannot fill.
     """
     comm = comm or Comm()
-    data.check(config.batch_size, comm.world)
+    check_batch(len(data), config.batch_size, comm.world)
     phases = [_Turn(phase, config, model) for phase in model.phases()]
     draws = max(turn.phase.repeats for turn in phases)
     average = AveragedModel(model, multi_avg_fn=moving_average(config.ema_decay), use_buffers=True)
     checkpoints = Checkpoints(directory, model, average, [turn.optimizer for turn in phases])
     progress = Progress(**checkpoints.load_latest())
     started_at = progress.step
+    if int(comm.first(started_at)) != started_at:
+        raise RuntimeError(f"worker {comm.rank} sees other checkpoints: is {directory} shared?")
     pending: list[tuple[int, str, dict[str, Tensor]]] = []
     losses = torch.compile(model.losses) if config.compile else model.losses
     mark = (progress.step, progress.seconds)  # where the current log interval began
@@ -209,6 +212,8 @@ def _validated(
     with torch.no_grad():
         metrics = validate(average.module.eval(), progress.step)  # type: ignore[arg-type]
     score = metrics["score"]
+    if not math.isfinite(score):
+        raise NonFiniteLoss(f"step {progress.step}, validation: the score is {score}")
     if progress.best_score is None or score <= progress.best_score:
         progress.best_step, progress.best_score = progress.step, score
         checkpoints.save_best(progress.step)

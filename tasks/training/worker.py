@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from models import store
-from models.base import GenerativeModel
 from tasks.data import shards
 from tasks.evaluation.features import classifier_features
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
 from tasks.training.data import TrainData
-from tasks.training.loop import Record, fold_seed, train
+from tasks.training.loop import NonFiniteLoss, Record, fold_seed, train
+from tasks.training.optim import resolve_precision
 from tasks.training.validation import Validator
 
 STOP, HISTORY, OUTCOME, PICTURES = "stop", "history.jsonl", "outcome.json", "samples"
@@ -43,25 +43,25 @@ def work(spec: dict[str, Any]) -> None:
         x = torch.from_numpy(shards.read_split(prepared, "validation")[0])
         extractor = classifier_features(Path(spec["classifier"]), device)
         validate = Validator(x, extractor, config, directory / PICTURES)
-    outcome = train(
-        model,
-        _train_data(prepared).to(device),
-        config,
-        directory / "checkpoints",
-        comm=comm,
-        validate=validate,
-        should_stop=_stop_file(directory / STOP),
-        on_record=_Journal(directory / HISTORY),
-    )
+    facts: dict[str, Any] = {"hardware": hardware(device), "workers": comm.world}
+    facts["precision"] = resolve_precision(config.precision, device)
+    facts["parameters"] = sum(p.numel() for p in model.parameters())
+    try:
+        outcome = train(
+            model,
+            _train_data(prepared).to(device),
+            config,
+            directory / "checkpoints",
+            comm=comm,
+            validate=validate,
+            should_stop=_stop_file(directory / STOP),
+            on_record=_Journal(directory / HISTORY),
+        )
+        facts |= asdict(outcome)
+    except NonFiniteLoss as error:  # told to the driver: another try would end the same way
+        facts["error"] = str(error)
     if comm.rank == 0:
-        facts = {**asdict(outcome), "hardware": hardware(device), "workers": comm.world}
-        facts["precision"] = spec["train"]["precision"]
-        facts["parameters"] = parameters(model)
         (directory / OUTCOME).write_text(json.dumps(facts))
-
-
-def parameters(model: GenerativeModel) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 def hardware(device: torch.device) -> str:

@@ -1,0 +1,108 @@
+"""The console command and the files around it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel
+
+from models import FAMILIES
+from tests import projects
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return projects.make_project(tmp_path_factory.mktemp("command") / "project", {})
+
+
+def test_help_imports_nothing_heavy(project: Path) -> None:
+    code = (
+        "import sys, genarena.cli; "
+        "print([m for m in ('torch', 'ray', 'prefect', 'mlflow', 'pandas') if m in sys.modules])"
+    )
+    assert projects.command(project, sys.executable, "-c", code).stdout == "[]\n"
+    shown = projects.genarena(project, "--help").stdout
+    assert all(name in shown for name in ("run", "families", "sample", "ui", "doctor"))
+
+
+WRONG = [
+    (["run", "--families", "vae dcgn"], "families: unknown family 'dcgn'; did you mean 'dcgan'?"),
+    (["run", "--dataset", "mnst"], "did you mean 'mnist'?"),
+    (["run", "--data-path", "/nowhere"], "dataset.path: /nowhere does not exist"),
+    (["run", "--set", "train.seed"], "expected key=value"),
+    (["run", "--set", "train.sede=1"], "train.sede: unknown key; did you mean 'seed'?"),
+    (["run", "--steps", "5", "--minutes", "2"], "train.budget: needs either 'steps' or 'minutes'"),
+]
+
+
+@pytest.mark.parametrize(("words", "line"), WRONG, ids=lambda v: str(v)[:30])
+def test_bad_options_are_one_line_and_change_nothing(
+    project: Path, words: list[str], line: str
+) -> None:
+    before = (project / "params.yaml").read_bytes()
+    done = projects.genarena(project, *words)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("genarena: ")
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_outside_of_a_project(tmp_path: Path) -> None:
+    done = projects.run(tmp_path, sys.executable, "-m", "genarena", "run")
+    assert done.returncode == 2
+    assert "run this in the project's folder" in done.stderr
+
+
+def test_families_lists_them_all(project: Path) -> None:
+    shown = projects.genarena(project, "families").stdout
+    for name, family in FAMILIES.items():
+        assert re.search(rf"{name}\b.*{family.likelihood}", shown)
+
+
+def test_doctor_names_what_does_not_answer(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    done = projects.genarena(project, "doctor")
+    assert done.returncode == 1
+    assert re.search(r"missing\s+MLflow server at http://127.0.0.1:9 does not answer", done.stdout)
+    assert re.search(r"ok\s+torch 2\.14\.1", done.stdout)
+
+
+def test_prefect_yaml_has_no_key_that_would_vanish(root: Path) -> None:
+    """Prefect drops what it does not know, so every key is held against its own models."""
+    content = yaml.safe_load((root / "prefect.yaml").read_text())
+    assert set(content) <= {_name(PrefectYamlModel, f) for f in PrefectYamlModel.model_fields}
+    known = {_name(DeploymentConfig, f) for f in DeploymentConfig.model_fields}
+    for deployment in content["deployments"]:
+        assert set(deployment) <= known
+        module, function = deployment["entrypoint"].split(":")
+        assert f"def {function}(" in (root / module).read_text()
+        assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+
+
+def _name(model: type, field: str) -> str:
+    return model.model_fields[field].alias or field  # type: ignore[attr-defined]
+
+
+def test_dvc_stages_list_files_that_exist(root: Path) -> None:
+    stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    for name, stage in stages.items():
+        for dependency in stage.get("do", stage)["deps"]:
+            if dependency.startswith(("tasks/", "models/")):
+                for family in FAMILIES:
+                    path = root / dependency.replace("${item}", family)
+                    assert path.exists(), f"{name}: {dependency}"
+
+
+def test_versions_are_pinned_without_addresses(root: Path) -> None:
+    lines = [
+        line
+        for line in (root / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.\-]+==[A-Za-z0-9_.+!\-]+", line) for line in lines)
+    assert {"torch==2.14.1", "torchvision==0.29.1", "prefect==3.8.8"} <= set(lines)
