@@ -42,7 +42,7 @@ def run_comparison(
         if steps is not None or minutes is not None:
             changes["train.budget"] = {name: n for name, n in budget.items() if n is not None}
         for key, (old, new) in override_params(changes).items():
-            console.print(f"params.yaml: {key}: {old} -> {new}")
+            console.print(f"params.yaml: {key}: {old} -> {new}", soft_wrap=True, markup=False)
         params = load_params()
         local = "://" not in params.dataset.path
         if local and not Path(params.dataset.path).exists():
@@ -177,7 +177,8 @@ def show_leaderboard(params: Params) -> None:
     console.print(table)
     for row in pd.read_csv("reports/leaderboard.csv").query("status != 'ok'").to_dict("records"):
         console.print(f"{row['family']} failed: {row['reason']}", style="red", markup=False)
-    console.print(f"Report: {Path('reports/leaderboard.html').absolute().as_uri()}")
+    report = Path("reports/leaderboard.html").absolute().as_uri()
+    console.print(f"Report: {report}", soft_wrap=True)
     console.print("UIs:    make ui   (MLflow: runs and models; Prefect: flow runs)")
 
 

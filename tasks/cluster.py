@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,7 +32,11 @@ def connected(config: ClusterConfig) -> Iterator[str]:
         local = {"include_dashboard": True, "_node_ip_address": "127.0.0.1"}
     import ray
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Ray's own would end us without a word
+            signal.signal(number, handler)
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
