@@ -129,6 +129,7 @@ def test_the_page_is_self_contained_and_complete(project: Path) -> None:
     html = render(project)
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
     assert "@import" not in html
+    assert "from 64 importance samples" in html
     for words in ("4.00", "9.00", "1.800", "bound", "97.90 %", "floor: train vs test", "1,277"):
         assert words in html, words
     assert "failed: train: NonFiniteLoss: step 7, phase &#39;main&#39;" in html

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from models import store
-from tasks.training.worker import HISTORY
+from tasks.training.worker import HISTORY, read_history
 
 COLUMNS = [
     "rank",
@@ -80,6 +80,4 @@ def to_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def load_history(trained: Path, family: str) -> list[dict[str, Any]]:
     """The training records of a family; empty where it has none."""
-    from tasks.training.worker import read_history
-
     return read_history(trained / family / HISTORY)

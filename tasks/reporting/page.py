@@ -42,6 +42,7 @@ def render(
         ok=ok,
         cost_figure=figures.quality_against_cost(ok) if ok else "",
         curves=[curve for curve in curves if curve],
+        likelihood_draws=max((row.get("likelihood_draws", 0) for row in ok), default=0),
         judge_task=judge["task"],
         judge_accuracy=judge["test_accuracy"],
     )
@@ -49,13 +50,11 @@ def render(
 
 def _with_pictures(row: dict[str, Any], trained: Path, evaluated: Path) -> dict[str, Any]:
     folder = evaluated / row["family"]
-    draws = row.get("likelihood_draws")
     return {
         **row,
         "samples_png": _data_uri(folder / "samples.png"),
         "reconstructions_png": _data_uri(folder / "reconstructions.png"),
         "loss_figure": figures.loss_curves(load_history(trained, row["family"]), row["family"]),
-        "likelihood_draws_text": f"{draws} draws of noise" if draws else "its draws of noise",
     }
 
 
