@@ -1,7 +1,9 @@
 """What every generative family is: one class, one `Config`, the same six methods.
 
 Images are integer levels `[B, C, H, W]` in `0 .. levels - 1` wherever they cross this
-interface; what a family does inside (scaling, dequantisation) is its own business.
+interface; what a family does inside (scaling, dequantisation) is its own business. Labels are
+class numbers `[B]`, or `[B, A]` of 0 and 1 where the data has attributes. Captions are UTF-8
+bytes `[B, T]`, zeros after the end.
 """
 
 from __future__ import annotations
@@ -38,12 +40,28 @@ class OptimizerConfig(Config):
     clip_grad_norm: float | None = Field(None, gt=0)  # None: no clipping
 
 
+class SourceSpec(Config):
+    """The other image of a pair, or the other domain: what translation starts from.
+
+    A `masked` source has one channel more than the image, the last: `levels - 1` where pixels
+    are missing (they are 0 in the others), 0 where they are known.
+    """
+
+    kind: Literal["pair", "edges", "low_resolution", "masked"]
+    shape: tuple[Positive, ...]  # (C, H, W)
+    aligned: bool = True  # False: training never sees a pair, its rows are drawn independently
+    truth: bool = True  # whether the rows of validation and test are true pairs
+
+
 class DataSpec(Config):
     """What a family must know of the data to size itself."""
 
     shape: tuple[Positive, ...]  # one example: (C, H, W)
     levels: int = Field(ge=2)  # integer levels of one channel, 256 for 8-bit images
     classes: tuple[str, ...] = ()  # names; empty when there are no labels
+    attributes: tuple[str, ...] = ()  # names of yes/no attributes; then there are no classes
+    source: SourceSpec | None = None
+    text_length: int = Field(0, ge=0)  # bytes of the longest caption; 0: no captions
     modality: Literal["image"] = "image"
 
     @property
@@ -56,8 +74,9 @@ class Batch(NamedTuple):
     """What the data layer hands every family."""
 
     x: Tensor  # integer levels, [B, C, H, W]
-    label: Tensor | None = None  # [B], int64
-    source: Tensor | None = None  # the other image of a pair, for translation
+    label: Tensor | None = None  # [B] class numbers, or [B, A] attributes; int64
+    source: Tensor | None = None  # levels of the other image of each pair, or of the other domain
+    text: Tensor | None = None  # [B, T] bytes of the captions, uint8, zeros after the end
 
 
 class Phase(NamedTuple):
@@ -65,7 +84,7 @@ class Phase(NamedTuple):
 
     name: str
     modules: tuple[nn.Module, ...]  # trained in this phase; everything else is frozen
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig  # phases of equal modules and optimizer share the optimiser
     every: int = 1  # runs on steps divisible by this
     repeats: int = 1  # times in a row, each on a fresh batch (WGAN's critic)
 
@@ -80,13 +99,29 @@ class GenerativeModel(nn.Module, ABC):
     Config: ClassVar[type[Config]]
     paper: ClassVar[str]
     likelihood: ClassVar[Literal["exact", "bound", "ode", "none"]] = "none"
-    reconstruction: ClassVar[Literal["encode-decode", "inversion", "none"]] = "none"
+    reconstruction: ClassVar[Literal["encode-decode", "inversion", "cycle", "none"]] = "none"
     conditions: ClassVar[frozenset[str]] = frozenset()  # of {"label", "source", "text"}
 
     def __init__(self, config: Any, data: DataSpec) -> None:
         super().__init__()
         self.config = config
         self.data = data
+
+    @classmethod
+    def unsuited(cls, data: DataSpec) -> str | None:
+        """Why the family cannot learn from such data, in words; None: it can."""
+        if "label" in cls.conditions and not (data.classes or data.attributes):
+            return "it needs labels, and the data has no classes"
+        if "source" in cls.conditions and data.source is None:
+            return "it needs pairs (dataset.name: paired_folder, or dataset.derive)"
+        if "text" in cls.conditions and not data.text_length:
+            return "it needs captions (dataset.captions, or captions.csv beside the images)"
+        return None
+
+    @property
+    def latent_dim(self) -> int | None:
+        """Width of the latents `z` that `sample` takes, `[n, latent_dim]`; None: it takes none."""
+        return getattr(self.config, "latent_dim", None)
 
     def phases(self) -> tuple[Phase, ...]:
         """The optimisers of one step, in order. Default: one, over everything."""
@@ -96,6 +131,9 @@ class GenerativeModel(nn.Module, ABC):
     def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Scalar losses of `batch`; `"loss"` is differentiated, all are logged."""
 
+    def after_step(self, phase: str) -> None:
+        """Called after each optimiser step of `phase`, without gradients (weight clipping)."""
+
     @abstractmethod
     def sample(
         self,
@@ -103,10 +141,18 @@ class GenerativeModel(nn.Module, ABC):
         *,
         label: Tensor | None = None,
         source: Tensor | None = None,
+        text: Tensor | None = None,
         z: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Draw `n` examples, uint8 levels `[n, C, H, W]`; `z` fixes the latents."""
+        """Draw `n` examples, uint8 levels `[n, C, H, W]`.
+
+        `label`, `source` and `text` are the conditions, one row for each example, as in
+        `Batch`; a family that has them in `conditions` draws labels itself where none are
+        given, and raises ValueError without the source or the text that it needs. `z` fixes the
+        latents. `temperature` scales the spread of the noise, 0 leaves none (for StyleGAN2 it is
+        the truncation psi).
+        """
 
     def log_prob(self, x: Tensor, *, samples: int = 1) -> Tensor:
         """Log-probability of the discrete data in nats, `[B]`.
@@ -155,6 +201,13 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     return torch.logsumexp(values, dim) - math.log(values.shape[dim])
 
 
+def random_labels(n: int, data: DataSpec, device: torch.device) -> Tensor:
+    """Labels for samples that nobody asked a label of: uniform over classes, or fair attributes."""
+    if data.attributes:
+        return (rand((n, len(data.attributes)), device) < 0.5).long()
+    return (rand((n,), device) * len(data.classes)).long()
+
+
 # -- noise that does not depend on the number of workers ---------------------------------------
 
 _shard: ContextVar[tuple[int, int]] = ContextVar("shard", default=(0, 1))
@@ -188,3 +241,8 @@ def _rows(draw: Any, shape: torch.Size | tuple[int, ...], device: torch.device) 
     rank, world = _shard.get()
     rows = shape[0]
     return draw(rows * world, *shape[1:], device=device)[rank * rows : (rank + 1) * rows]
+
+
+def shard() -> tuple[int, int]:
+    """(rank, world) inside `noise_shard`; (0, 1) outside."""
+    return _shard.get()

@@ -7,6 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.base import rand
+
 
 def pyramid(size: tuple[int, int], smallest: int = 4) -> list[tuple[int, int]]:
     """Spatial sizes from `size` down by ceil-halving while both sides stay >= `smallest`.
@@ -69,6 +71,41 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
         scale = self.weight * torch.rsqrt(var + self.eps)
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is drawn for the whole batch of all workers (see `base.rand`).
+
+    Active in training mode, or always where the family uses it as its noise (`always`).
+    """
+
+    def __init__(self, p: float = 0.5, *, always: bool = False) -> None:
+        super().__init__()
+        self.p, self.always = p, always
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training or self.always) or self.p == 0:
+            return x
+        return x * (rand(x.shape, x.device) >= self.p).to(x.dtype) / (1 - self.p)
+
+
+def global_mean(x: Tensor) -> Tensor:
+    """Mean of a scalar over all workers, without gradient: for running statistics."""
+    x = x.detach().clone()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(x)
+        x /= dist.get_world_size()
+    return x
+
+
+def gather_batch(x: Tensor) -> Tensor:
+    """The whole batch `[world * B, ...]` of all workers' rows, in rank order, without gradient."""
+    x = x.detach()
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
 
 
 def discretised_logistic_log_prob(

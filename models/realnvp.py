@@ -169,12 +169,17 @@ class RealNVP(GenerativeModel):
         y = (x.to(torch.get_default_dtype()) + 0.5) / self.data.levels
         return self._levels(self.inverse(self(y)[0]))
 
+    @property
+    def latent_dim(self) -> int:
+        return self.data.dimensions
+
     def sample(
         self,
         n: int,
         *,
         label: Tensor | None = None,
         source: Tensor | None = None,
+        text: Tensor | None = None,
         z: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Tensor:

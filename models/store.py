@@ -58,6 +58,12 @@ def load(directory: Path) -> GenerativeModel:
     return model.eval()
 
 
+def recipe(directory: Path) -> dict[str, Any]:
+    """The arguments of `build` that made the model in `directory`."""
+    description = describe(directory)
+    return {name: description[name] for name in ("family", "config", "data")}
+
+
 def describe(directory: Path) -> dict[str, Any]:
     """`config.json`: family, config, data, weights_sha256."""
     return json.loads((directory / CONFIG).read_text())

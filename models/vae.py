@@ -155,6 +155,7 @@ class VAE(GenerativeModel):
         *,
         label: Tensor | None = None,
         source: Tensor | None = None,
+        text: Tensor | None = None,
         z: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Tensor:

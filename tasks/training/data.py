@@ -32,45 +32,61 @@ class TrainData:
 
     Attributes:
         x: uint8 levels `[N, C, H, W]`.
-        label: int64 `[N]`, or None.
+        label: int64 `[N]` or `[N, A]`, or None.
         source: uint8 levels of the other image of each pair, or None.
+        text: uint8 bytes of the captions `[N, T]`, or None.
+        aligned: False where the sources are another domain `[M, ...]`: their rows are drawn in
+            an order of their own, so that no batch holds a pair but by chance.
     """
 
     x: Tensor
     label: Tensor | None = None
     source: Tensor | None = None
+    text: Tensor | None = None
+    aligned: bool = True
 
     def __post_init__(self) -> None:
-        self._epoch: tuple[tuple[int, int], Tensor] | None = None
+        self._epochs: dict[str, tuple[tuple[int, int], Tensor]] = {}
 
     def __len__(self) -> int:
-        return len(self.x)
+        """Of the smaller domain, where there are two."""
+        return len(self.x) if self.source is None else min(len(self.x), len(self.source))
 
     def to(self, device: torch.device) -> TrainData:
-        label, source = self.label, self.source
-        return TrainData(
-            self.x.to(device),
-            None if label is None else label.to(device),
-            None if source is None else source.to(device),
-        )
+        def moved(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.to(device)
+
+        label, source, text = map(moved, (self.label, self.source, self.text))
+        return TrainData(self.x.to(device), label, source, text, self.aligned)
 
     def batch(self, number: int, batch_size: int, seed: int, comm: Comm) -> Batch:
         """This worker's rows of global batch `number`: shuffled epochs, the remainder left out."""
-        per_epoch = len(self) // batch_size
-        epoch, position = divmod(number, per_epoch)
-        mine = batch_size // comm.world
-        start = position * batch_size + comm.rank * mine
-        rows = self._order(seed, epoch)[start : start + mine]
-        label, source = self.label, self.source
+        rows = self._rows("x", len(self.x), number, batch_size, seed, comm)
+        others = rows
+        if self.source is not None and not self.aligned:
+            others = self._rows("source", len(self.source), number, batch_size, seed, comm)
         return Batch(
             self.x[rows],
-            None if label is None else label[rows],
-            None if source is None else source[rows],
+            None if self.label is None else self.label[rows],
+            None if self.source is None else self.source[others],
+            None if self.text is None else self.text[rows],
         )
 
-    def _order(self, seed: int, epoch: int) -> Tensor:
-        if self._epoch is None or self._epoch[0] != (seed, epoch):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            order = torch.randperm(len(self), generator=generator).to(self.x.device)
-            self._epoch = (seed, epoch), order
-        return self._epoch[1]
+    def _rows(
+        self, what: str, size: int, number: int, batch_size: int, seed: int, comm: Comm
+    ) -> Tensor:
+        epoch, position = divmod(number, size // batch_size)
+        mine = batch_size // comm.world
+        start = position * batch_size + comm.rank * mine
+        return self._order(what, size, seed, epoch)[start : start + mine]
+
+    def _order(self, what: str, size: int, seed: int, epoch: int) -> Tensor:
+        known = self._epochs.get(what)
+        if known is None or known[0] != (seed, epoch):
+            # the two domains must not be shuffled alike: that would pair them again (torch's
+            # generator looks at the lower 32 bits alone)
+            start = seed * 1_000_003 + epoch ^ (0x5EED5EED if what == "source" else 0)
+            generator = torch.Generator().manual_seed(start)
+            order = torch.randperm(size, generator=generator).to(self.x.device)
+            known = self._epochs[what] = (seed, epoch), order
+        return known[1]

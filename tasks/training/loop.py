@@ -86,10 +86,11 @@ def train(
     """
     comm = comm or Comm()
     check_batch(len(data), config.batch_size, comm.world)
-    phases = [_Turn(phase, config, model) for phase in model.phases()]
+    phases = _turns(config, model)
     draws = max(turn.phase.repeats for turn in phases)
     average = AveragedModel(model, multi_avg_fn=moving_average(config.ema_decay), use_buffers=True)
-    checkpoints = Checkpoints(directory, model, average, [turn.optimizer for turn in phases])
+    optimizers = list(dict.fromkeys(turn.optimizer for turn in phases))
+    checkpoints = Checkpoints(directory, model, average, optimizers)
     progress = Progress(**checkpoints.load_latest())
     started_at = progress.step
     if int(comm.first(started_at)) != started_at:
@@ -123,6 +124,8 @@ def train(
                 torch.manual_seed(fold_seed(config.seed, progress.step, turn.phase.name, repeat))
                 with noise_shard(comm.rank, comm.world):
                     values = turn.run(losses, batch, progress.step, comm)
+                    with torch.no_grad():
+                        model.after_step(turn.phase.name)
                 pending.append((progress.step, turn.phase.name, values))
         average.update_parameters(model)
         progress.step += 1
@@ -151,15 +154,28 @@ def train(
     return Outcome(done, progress, started_at, _peak_memory_mb(model.device))
 
 
+def _turns(config: TrainConfig, model: GenerativeModel) -> list[_Turn]:
+    """The model's phases; those of the same modules and optimizer share one optimiser's state."""
+    turns: list[_Turn] = []
+    for phase in model.phases():
+        twins = (t for t in turns if t.phase[1:3] == phase[1:3])
+        turns.append(_Turn(phase, config, model, next(twins, None)))
+    return turns
+
+
 class _Turn:
     """A phase with its optimiser, and how to take one optimiser step in it."""
 
-    def __init__(self, phase: Phase, config: TrainConfig, model: GenerativeModel) -> None:
+    def __init__(
+        self, phase: Phase, config: TrainConfig, model: GenerativeModel, twin: _Turn | None = None
+    ) -> None:
         self.phase = phase
         self.parameters = [p for m in phase.modules for p in m.parameters()]
         mine = {id(p) for p in self.parameters}
         self.frozen = [p for p in model.parameters() if id(p) not in mine]
-        self.optimizer = make_optimizer(phase.optimizer, self.parameters)
+        self.optimizer: torch.optim.Optimizer = (
+            twin.optimizer if twin else make_optimizer(phase.optimizer, self.parameters)
+        )
         device = model.device.type
         bf16 = resolve_precision(config.precision, model.device) == "bf16"
         self.autocast = torch.autocast(device, torch.bfloat16) if bf16 else nullcontext()
