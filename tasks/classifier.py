@@ -54,8 +54,8 @@ def run(config: ClassifierConfig, prepared: Path, out: Path) -> dict[str, object
 
 
 def _tensors(prepared: Path, split: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    x, label = shards.read_split(prepared, split)
-    return torch.from_numpy(x), None if label is None else torch.from_numpy(label.copy())
+    x, label, *_ = shards.read_split(prepared, split)
+    return torch.from_numpy(x), None if label is None else torch.from_numpy(label)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from tasks import stage
 from tasks.data import shards
 from tasks.data.config import DatasetConfig
+from tasks.data.derive import derive
 from tasks.data.sources import SOURCES
 from tasks.params import load_params
 
@@ -25,7 +26,8 @@ def run(config: DatasetConfig, out: Path) -> dict[str, Any]:
     fresh = out.with_name(f"{out.name}.new-{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        manifest = shards.write(fresh, SOURCES[config.name](config), config)
+        raw = derive(SOURCES[config.name](config), config)
+        manifest = shards.write(fresh, raw, config)
         old = out.with_name(f"{out.name}.old-{os.getpid()}")
         if out.exists():
             out.rename(old)

@@ -69,10 +69,13 @@ def test_digits_are_whole_and_right(tmp_path: Path) -> None:
         "shape": [1, 8, 8],
         "levels": 17,
         "classes": list("0123456789"),
+        "attributes": [],
+        "source": None,
+        "text_length": 0,
         "modality": "image",
     }
     images = {s: shards.read_split(tmp_path / "d", s) for s in shards.SPLITS}
-    every = np.concatenate([x for x, _ in images.values()])
+    every = np.concatenate([split.x for split in images.values()])
     assert every.shape == (1797, 1, 8, 8)
     assert every.max() == 16
     assert manifest["duplicates"]["images_in_more_than_one_split"] == 0
@@ -82,7 +85,7 @@ def test_digits_are_whole_and_right(tmp_path: Path) -> None:
         image.astype(np.uint8).tobytes(): int(t)
         for image, t in zip(*[load_digits()[k] for k in ("images", "target")], strict=True)
     }
-    for x, label in images.values():
+    for x, label, *_ in images.values():
         assert label is not None
         assert [truth[image.tobytes()] for image in x] == label.tolist()
 
@@ -237,7 +240,7 @@ def test_the_real_mnist(root: Path, tmp_path: Path) -> None:
     manifest = prepare.run(DatasetConfig(name="mnist", path=str(source)), tmp_path / "out")
     assert manifest["counts"]["test"] == 10_000
     assert sum(manifest["counts"].values()) == 70_000
-    x, label = shards.read_split(tmp_path / "out", "test")
+    x, label, *_ = shards.read_split(tmp_path / "out", "test")
     assert x.shape == (10_000, 1, 28, 28)
     assert label is not None
     assert np.bincount(label).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]

@@ -7,29 +7,68 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from models.base import Config, Positive
+from models.base import Config, DataSpec, Positive, SourceSpec
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+FOLDERS = ("image_folder", "paired_folder")
 
 
 class DatasetConfig(Config):
-    name: Literal["digits", "mnist", "image_folder"] = "digits"
-    path: str = "data/raw"  # folder (or, for image_folder, any fsspec URI) with the source
+    name: Literal["digits", "mnist", "image_folder", "paired_folder"] = "digits"
+    path: str = "data/raw"  # folder (or, for the folder sources, any fsspec URI) with the source
     validation: Share = 0.1  # shares of the examples, chosen by the hash of their content
     test: Share = 0.2  # where the source has no official test split
-    image_size: Positive | None = None  # image_folder: resize and crop to a square; null: as is
+    image_size: Positive | None = None  # folder sources: resize and crop to a square; null: as is
     skip_bad: bool = False  # drop and list bad files instead of refusing them
+    derive: Literal["none", "edges", "low_resolution", "masked"] = "none"  # makes pairs of images
+    scale: Literal[2, 4] = 2  # low_resolution: so many times smaller
+    mask: Literal["random", "centre"] = "random"  # masked: where the hole of half the sides is
+    paired: bool = True  # false: two domains, no training image of one has its pair in the other
+    source_side: Literal["left", "right"] = "right"  # paired_folder: where the source is in A|B
+    captions: tuple[str, ...] = ()  # templates, "a handwritten {name}"; captions.csv needs none
 
     @property
     def title(self) -> str:
         """What experiment and registered models are called: the name, or the folder's name."""
-        if self.name != "image_folder":
+        if self.name not in FOLDERS:
             return self.name
         folder = self.path.rstrip("/").rsplit("/", 1)[-1]
         return re.sub(r"[^a-z0-9]+", "-", folder.lower()).strip("-") or self.name
 
+    @property
+    def has_pairs(self) -> bool:
+        return self.name == "paired_folder" or self.derive != "none"
+
+    def outline(self) -> DataSpec:
+        """The data's kind as far as this section tells it; sizes are placeholders.
+
+        A folder may turn out to have no classes or no captions: only `prepare` sees that.
+        """
+        side = 64
+        source = None
+        if self.has_pairs:
+            kind: Literal["pair", "edges", "low_resolution", "masked"] = "pair"
+            if self.derive != "none":
+                kind = self.derive
+            small = side // self.scale if kind == "low_resolution" else side
+            channels = 2 if kind == "masked" else 1
+            source = SourceSpec(kind=kind, shape=(channels, small, small), aligned=self.paired)
+        return DataSpec(
+            shape=(1, side, side),
+            levels=256,
+            classes=() if self.name == "paired_folder" else ("a", "b"),
+            source=source,
+            text_length=1 if self.captions or self.name == "image_folder" else 0,
+        )
+
     @model_validator(mode="after")
-    def _something_left(self) -> DatasetConfig:
+    def _possible(self) -> DatasetConfig:
         if self.validation + self.test >= 1:
             raise ValueError("validation + test leave nothing to train on (their sum must be < 1)")
+        if self.name == "paired_folder" and self.derive != "none":
+            raise ValueError("derive makes pairs of single images; a paired_folder has them")
+        if not self.paired and not self.has_pairs:
+            raise ValueError("paired: false needs two domains (name: paired_folder, or derive)")
+        if any("{name}" not in template for template in self.captions):
+            raise ValueError("captions: every template needs {name}, the place of the class name")
         return self

@@ -5,58 +5,108 @@ from __future__ import annotations
 import io
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import fsspec
 import numpy as np
 from fsspec.core import url_to_fs
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tasks.data import tables
 from tasks.data.config import DatasetConfig
+from tasks.data.derive import chosen
 from tasks.data.sources import Raw
 from tasks.errors import BadInput
 
+Pixels = NDArray[np.uint8]
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 4  # the smallest image that the families can halve
 SHOWN = 20
 
 
 def read_folder(config: DatasetConfig) -> Raw:
-    """All images under `config.path`; the first folder level below it names the class.
+    """All images under `config.path`.
+
+    `attributes.csv` beside them gives labels; without it the first folder level below names the
+    class. `captions.csv` gives captions.
 
     Raises:
         BadInput: the folder is missing or holds bad files; every one is named with its reason
             (first 20). With `skip_bad` they are listed in the result instead.
     """
-    fs, root = url_to_fs(config.path)
-    if not fs.isdir(root):
-        raise BadInput(f"dataset.path: {config.path} is not a folder")
-    names = sorted(p[len(root.rstrip("/")) + 1 :] for p in fs.find(root))
-    names = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
-    folders = sorted(
-        entry["name"].rstrip("/").rsplit("/", 1)[-1]
-        for entry in fs.ls(root, detail=True)
-        if entry["type"] == "directory"
-    )
-    folders = [f for f in folders if not f.startswith(".")]
-    bad: dict[str, str] = {}
-    for folder in folders:
-        if not any(n.startswith(folder + "/") for n in names):
-            bad[folder + "/"] = "empty class folder"
+    fs, root, names = list_files(config.path)
+    captions = tables.read_captions(fs, root) if tables.CAPTIONS in names else None
+    attributes: tuple[str, ...] = ()
+    values: dict[str, list[int]] = {}
+    if tables.ATTRIBUTES in names:
+        attributes, values = tables.read_attributes(fs, root)
+    names = [n for n in names if n not in (tables.CAPTIONS, tables.ATTRIBUTES)]
+    folders = [] if attributes else _folders(fs, root)
+    bad = {f"{f}/": "empty class folder" for f in folders if not any(_in(n, f) for n in names)}
     if folders:
         bad |= {n: "outside the class folders" for n in names if "/" not in n}
+    if captions is not None:
+        bad |= {n: f"not in {tables.CAPTIONS}" for n in names if n not in captions}
+    if attributes:
+        bad |= {n: f"not in {tables.ATTRIBUTES}" for n in names if n not in values}
+    for table in (captions, values):
+        bad |= {n: "named in a table, but no such file" for n in table or () if n not in names}
+    images, worse = read_images(fs, root, [n for n in names if n not in bad], config.image_size)
+    bad |= worse
+    images, skipped = refuse(config, images, bad)
+
+    classes = tuple(f for f in folders if any(_in(n, f) for n in images))
+    label = np.array([classes.index(n.split("/")[0]) for n in images]) if classes else None
+    if attributes:
+        label = np.array([values[n] for n in images])
+    return Raw(
+        x=stack(list(images.values())),
+        levels=256,
+        label=label,
+        classes=classes,
+        attributes=attributes,
+        text=None if captions is None else [chosen(captions[n], i) for n, i in images.items()],
+        provenance={"source": "image_folder", "files": str(len(images))},
+        skipped=skipped,
+    )
+
+
+def list_files(path: str) -> tuple[fsspec.AbstractFileSystem, str, list[str]]:
+    """The file system, the folder's path in it, and the names of all files below it."""
+    fs, root = url_to_fs(path)
+    if not fs.isdir(root):
+        raise BadInput(f"dataset.path: {path} is not a folder")
+    names = sorted(p[len(root.rstrip("/")) + 1 :] for p in fs.find(root))
+    names = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
     if not names:
-        raise BadInput(f"dataset.path: {config.path} holds no files")
+        raise BadInput(f"dataset.path: {path} holds no files")
+    return fs, root, names
 
-    def read(name: str) -> np.ndarray[Any, Any] | str:
-        return _read_image(fs, f"{root.rstrip('/')}/{name}", config.image_size)
 
-    usable = [n for n in names if n not in bad]
+def read_images(
+    fs: fsspec.AbstractFileSystem,
+    root: str,
+    names: list[str],
+    size: int | None,
+    *,
+    one_size: bool = True,
+) -> tuple[dict[str, Pixels], dict[str, str]]:
+    """The images by name, and what is wrong with the others (or is of another size), by name."""
+
+    def read(name: str) -> Pixels | str:
+        return _read_image(fs, f"{root.rstrip('/')}/{name}", size)
+
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(read, usable))
-    images = {n: r for n, r in zip(usable, results, strict=True) if not isinstance(r, str)}
-    bad |= {n: r for n, r in zip(usable, results, strict=True) if isinstance(r, str)}
-    bad |= _odd_sizes(images)
+        results = dict(zip(names, pool.map(read, names), strict=True))
+    images = {n: r for n, r in results.items() if not isinstance(r, str)}
+    bad = {n: r for n, r in results.items() if isinstance(r, str)}
+    return images, bad | (_odd_sizes(images) if one_size else {})
+
+
+def refuse(
+    config: DatasetConfig, images: dict[str, Pixels], bad: dict[str, str]
+) -> tuple[dict[str, Pixels], list[dict[str, str]]]:
+    """The images without the bad ones, which are listed; BadInput unless `skip_bad`."""
     if bad and not config.skip_bad:
         raise BadInput(_complaint(config.path, bad))
     images = {n: image for n, image in images.items() if n not in bad}
@@ -64,24 +114,34 @@ def read_folder(config: DatasetConfig) -> Raw:
         raise BadInput(f"dataset.path: {config.path} holds no usable image")
     for name, reason in sorted(bad.items()):
         print(f"skipped {name}: {reason}", flush=True)
-
-    grey = all(image.ndim == 2 for image in images.values())
-    stacked = np.stack([_channels(image, grey) for image in images.values()])
-    classes = tuple(f for f in folders if any(n.startswith(f + "/") for n in images))
-    label = np.array([classes.index(n.split("/")[0]) for n in images]) if classes else None
-    return Raw(
-        x=stacked,
-        levels=256,
-        label=label,
-        classes=classes,
-        provenance={"source": "image_folder", "files": str(len(images))},
-        skipped=[{"file": n, "reason": r} for n, r in sorted(bad.items())],
-    )
+    return images, [{"file": n, "reason": r} for n, r in sorted(bad.items())]
 
 
-def _read_image(
-    fs: fsspec.AbstractFileSystem, path: str, size: int | None
-) -> np.ndarray[Any, Any] | str:
+def resize(image: Pixels, size: int | None) -> Pixels:
+    """Scaled and cropped to a square of `size`; None: as it is."""
+    if size is None:
+        return image
+    fitted = ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(fitted)
+
+
+def stack(images: list[Pixels]) -> Pixels:
+    """`[N, C, H, W]`, of one channel unless one of the images is in colour."""
+    grey = all(image.ndim == 2 for image in images)
+    return np.stack([_channels(image, grey) for image in images])
+
+
+def _folders(fs: fsspec.AbstractFileSystem, root: str) -> list[str]:
+    entries = (e for e in fs.ls(root, detail=True) if e["type"] == "directory")
+    folders = sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+    return [f for f in folders if not f.startswith(".")]
+
+
+def _in(name: str, folder: str) -> bool:
+    return name.startswith(folder + "/")
+
+
+def _read_image(fs: fsspec.AbstractFileSystem, path: str, size: int | None) -> Pixels | str:
     """uint8 `[H, W]` or `[H, W, 3]`, or the reason why not."""
     try:
         with Image.open(io.BytesIO(fs.cat_file(path))) as image:
@@ -95,18 +155,17 @@ def _read_image(
                 white = Image.new("RGBA", raised.size, "white")
                 upright = Image.alpha_composite(white, raised).convert("RGB")
             plain = upright.convert("L" if upright.mode in ("1", "L", "LA") else "RGB")
-            if size is not None:
-                plain = ImageOps.fit(plain, (size, size), Image.Resampling.LANCZOS)
-            if min(plain.size) < MIN_SIDE:
+            pixels = resize(np.asarray(plain), size)
+            if min(pixels.shape[:2]) < MIN_SIDE:
                 return f"{plain.width}x{plain.height} is under {MIN_SIDE} pixels a side"
-            return np.asarray(plain)
+            return pixels
     except UnidentifiedImageError:
         return "not an image"
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
         return f"cannot be read: {error}"
 
 
-def _odd_sizes(images: dict[str, np.ndarray[Any, Any]]) -> dict[str, str]:
+def _odd_sizes(images: dict[str, Pixels]) -> dict[str, str]:
     """The files whose size is not the most frequent one (the larger, where two tie)."""
     sizes = Counter(image.shape[:2] for image in images.values())
     if len(sizes) < 2:
@@ -127,7 +186,7 @@ def _complaint(path: str, bad: dict[str, str]) -> str:
     return f"{path}: {len(bad)} bad: {files}{more}. Mend them or set dataset.skip_bad: true"
 
 
-def _channels(image: np.ndarray[Any, Any], grey: bool) -> np.ndarray[Any, Any]:
+def _channels(image: Pixels, grey: bool) -> Pixels:
     """`[C, H, W]`."""
     if grey:
         return image[None]

@@ -3,8 +3,10 @@
     manifest.json  train-00000.parquet ...  validation-00000.parquet ...  test-00000.parquet ...
 
 Rows are in the order of their content hash, so the same source gives the same bytes in
-whatever order it was read. Columns: `x` (uint8 levels, C*H*W bytes), `label` (int64, or
-null), `source` (the other image of a pair, or null).
+whatever order it was read. Columns: `x` (uint8 levels, C*H*W bytes), `label` (int64: the class,
+or the attributes as bits; or null), `source` (uint8 levels of the other image of the pair, or
+null), `text` (the caption, or null). Where the two images of a row are no pair, `x` and `source`
+are two lists beside each other, the shorter one filled up with nulls.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +25,22 @@ from numpy.typing import NDArray
 from models.base import DataSpec
 from tasks.data.config import DatasetConfig
 from tasks.data.sources import Raw
+from tasks.data.splits import SPLITS, assign, domains, duplicates
 from tasks.errors import BadInput
 
-SPLITS = ("train", "validation", "test")
 ROWS_PER_SHARD = 16_384
-SCHEMA = pa.schema([("x", pa.binary()), ("label", pa.int64()), ("source", pa.binary())])
+SCHEMA = pa.schema(
+    [("x", pa.binary()), ("label", pa.int64()), ("source", pa.binary()), ("text", pa.string())]
+)
+
+
+class Split(NamedTuple):
+    """One split as it was prepared; what the data does not have is None."""
+
+    x: NDArray[np.uint8]  # levels [N, C, H, W]
+    label: NDArray[np.int64] | None  # [N], or [N, A] of 0 and 1
+    source: NDArray[np.uint8] | None  # levels [N, C', H', W']; another length where unpaired
+    text: NDArray[np.uint8] | None  # bytes of the captions [N, T], zeros after the end
 
 
 def write(directory: Path, raw: Raw, config: DatasetConfig) -> dict[str, Any]:
@@ -36,33 +49,40 @@ def write(directory: Path, raw: Raw, config: DatasetConfig) -> dict[str, Any]:
     Returns the manifest. Raises BadInput where a split would be empty.
     """
     hashes = [hashlib.sha256(image.tobytes()).digest() for image in raw.x]
-    split = _assign(hashes, raw, config)
+    split = assign(hashes, raw.is_test, config)
     order = sorted(range(len(hashes)), key=lambda i: (hashes[i], _label(raw, i) or 0))
     directory.mkdir(parents=True)
     counts, content = {}, hashlib.sha256()
     for name in SPLITS:
         rows = [i for i in order if split[i] == name]
+        rows, sources = domains(rows, hashes, raw, config, name)
         if len(rows) < 2:
             raise BadInput(
                 f"dataset: {len(rows)} of {len(hashes)} images fall into the {name} split; "
                 "at least 2 are needed: give more images or a larger share"
             )
-        counts[name] = len(rows)
+        counts[name] = len(rows) if sources is None else min(len(rows), len(sources))
         for i in rows:
             content.update(name.encode() + hashes[i] + str(_label(raw, i)).encode())
-        for number, start in enumerate(range(0, len(rows), ROWS_PER_SHARD)):
-            _write_shard(
-                directory / f"{name}-{number:05d}.parquet", raw, rows[start:][:ROWS_PER_SHARD]
-            )
+            content.update(raw.text[i].encode() if raw.text else b"")
+        for i in sources or ():
+            assert raw.source is not None
+            content.update(hashlib.sha256(raw.source[i].tobytes()).digest())
+        _write_split(directory, name, raw, rows, sources)
     manifest = {
         "name": config.name,
-        "spec": DataSpec(shape=raw.x.shape[1:], levels=raw.levels, classes=raw.classes).model_dump(
-            mode="json"
-        ),
+        "spec": DataSpec(
+            shape=raw.x.shape[1:],
+            levels=raw.levels,
+            classes=raw.classes,
+            attributes=raw.attributes,
+            source=raw.source_spec,
+            text_length=max((len(text.encode()) for text in raw.text or ()), default=0),
+        ).model_dump(mode="json"),
         "counts": counts,
         "class_counts": _class_counts(raw, split),
         "content_sha256": content.hexdigest(),
-        "duplicates": _duplicates(hashes, split),
+        "duplicates": duplicates(hashes, split),
         "skipped": raw.skipped,
         "provenance": raw.provenance,
     }
@@ -80,57 +100,60 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_split(directory: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
-    """Levels `[N, C, H, W]` and labels `[N]` (None without classes) of one split."""
+def read_split(directory: Path, split: str) -> Split:
+    """One split of the prepared data."""
     spec = DataSpec(**read_manifest(directory)["spec"])
     tables = [pq.read_table(path) for path in sorted(directory.glob(f"{split}-*.parquet"))]
     table = pa.concat_tables(tables)
-    joined = b"".join(table["x"].to_pylist())
-    x = np.frombuffer(joined, np.uint8).reshape(-1, *spec.shape).copy()
-    return x, table["label"].to_numpy() if spec.classes else None
+    x = _levels(table["x"], spec.shape)
+    label = text = None
+    if spec.classes or spec.attributes:
+        label = table["label"].drop_null().to_numpy().copy()
+        if spec.attributes:
+            label = label[:, None] >> np.arange(len(spec.attributes)) & 1
+    if spec.text_length:
+        text = np.zeros((len(x), spec.text_length), np.uint8)
+        for row, caption in zip(text, table["text"].drop_null().to_pylist(), strict=True):
+            row[: len(caption.encode())] = list(caption.encode())
+    source = None if spec.source is None else _levels(table["source"], spec.source.shape)
+    return Split(x, label, source, text)
 
 
-def _assign(hashes: list[bytes], raw: Raw, config: DatasetConfig) -> list[str]:
-    """The split of each row: a number in [0, 1) made of its content decides."""
-    result = []
-    for i, digest in enumerate(hashes):
-        u = int.from_bytes(digest[:8], "big") / 2**64
-        if raw.is_test is not None:
-            test = bool(raw.is_test[i])
-            validation = not test and u < config.validation
-        else:
-            test = u < config.test
-            validation = not test and u < config.test + config.validation
-        result.append("test" if test else "validation" if validation else "train")
-    return result
+def _levels(column: pa.ChunkedArray, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    joined = b"".join(column.drop_null().to_pylist())
+    return np.frombuffer(joined, np.uint8).reshape(-1, *shape).copy()
 
 
-def _write_shard(path: Path, raw: Raw, rows: list[int]) -> None:
-    columns = {
-        "x": [raw.x[i].tobytes() for i in rows],
-        "label": [_label(raw, i) for i in rows],
-        "source": [None] * len(rows),
-    }
-    pq.write_table(pa.table(columns, schema=SCHEMA), path, compression="zstd")
+def _write_split(
+    directory: Path, name: str, raw: Raw, rows: list[int], sources: list[int] | None
+) -> None:
+    for number, start in enumerate(range(0, max(len(rows), len(sources or ())), ROWS_PER_SHARD)):
+        part, others = rows[start:][:ROWS_PER_SHARD], (sources or [])[start:][:ROWS_PER_SHARD]
+        length = max(len(part), len(others))
+        source = [] if raw.source is None else [raw.source[i].tobytes() for i in others]
+        columns: dict[str, list[Any]] = {
+            "x": [raw.x[i].tobytes() for i in part],
+            "label": [_label(raw, i) for i in part],
+            "source": source,
+            "text": [raw.text[i] for i in part] if raw.text else [],
+        }
+        filled = {
+            key: [*values, *[None] * (length - len(values))] for key, values in columns.items()
+        }
+        file = directory / f"{name}-{number:05d}.parquet"
+        pq.write_table(pa.table(filled, schema=SCHEMA), file, compression="zstd")
 
 
 def _label(raw: Raw, i: int) -> int | None:
-    return None if raw.label is None else int(raw.label[i])
+    if raw.label is None:
+        return None
+    if raw.attributes:
+        return sum(int(bit) << place for place, bit in enumerate(raw.label[i]))
+    return int(raw.label[i])
 
 
 def _class_counts(raw: Raw, split: list[str]) -> dict[str, dict[str, int]]:
-    if raw.label is None:
+    if raw.label is None or raw.attributes:
         return {}
     pairs = Counter(zip(split, raw.label.tolist(), strict=True))
     return {s: {c: pairs[s, i] for i, c in enumerate(raw.classes)} for s in SPLITS}
-
-
-def _duplicates(hashes: list[bytes], split: list[str]) -> dict[str, int]:
-    """Exact copies: within splits, and images of one split that another one holds too."""
-    where: dict[bytes, set[str]] = {}
-    for digest, name in zip(hashes, split, strict=True):
-        where.setdefault(digest, set()).add(name)
-    return {
-        "extra_copies": len(hashes) - len(where),
-        "images_in_more_than_one_split": sum(len(names) > 1 for names in where.values()),
-    }

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from models.base import SourceSpec
 from tasks.data.config import DatasetConfig
 from tasks.errors import BadInput
 
@@ -25,8 +26,11 @@ class Raw:
 
     Attributes:
         x: uint8 levels `[N, C, H, W]`.
-        label: int64 `[N]`, or None where the source has no labels.
+        label: int64 `[N]`, or `[N, A]` attributes, or None where the source has no labels.
         is_test: bool `[N]` where the source has an official test split, else None.
+        source: uint8 levels `[N, C', H', W']` of the other image of each pair, or, where
+            `source_spec.truth` is False, `[M, ...]` of the other domain; or None.
+        text: a caption for each image, or None.
         provenance: where it came from; nothing that differs between machines.
         skipped: files that were left out, each with its reason.
     """
@@ -35,7 +39,11 @@ class Raw:
     levels: int
     label: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
     is_test: NDArray[np.bool_] | None = None
+    source: NDArray[np.uint8] | None = None
+    source_spec: SourceSpec | None = None
+    text: list[str] | None = None
     provenance: dict[str, str] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
 
@@ -139,8 +147,16 @@ def image_folder(config: DatasetConfig) -> Raw:
     return read_folder(config)
 
 
+def paired_folder(config: DatasetConfig) -> Raw:
+    """Pairs of images: A|B in one file, or two sub-folders `source` and `target`."""
+    from tasks.data.pairs import read_pairs
+
+    return read_pairs(config)
+
+
 SOURCES: dict[str, Callable[[DatasetConfig], Raw]] = {
     "digits": digits,
     "mnist": mnist,
     "image_folder": image_folder,
+    "paired_folder": paired_folder,
 }
