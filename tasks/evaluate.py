@@ -6,7 +6,6 @@ python -m tasks.evaluate vae
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -77,25 +76,27 @@ def measure_folder(
     import torch
 
     from tasks.evaluation import classifier as judges
-    from tasks.evaluation import features, protocol
-    from tasks.pictures import save_grid
+    from tasks.evaluation import features, pictures, protocol
 
     torch.set_num_threads(threads)
     device = torch.device("cuda" if gpu else "cpu")
     model = store.load(Path(trained)).to(device)
+    torch.manual_seed(config.seed)
+    untrained = store.build(**store.recipe(Path(trained))).to(device).eval()
     levels = model.data.levels
     if config.features == "classifier":
         extractor = features.classifier_features(Path(classifier), device)
     else:
         extractor = features.inception_features(config.inception_weights, levels, device)
     yardstick = protocol.Yardstick(
-        train=shards.read_split(Path(prepared), "train")[0],
-        test=shards.read_split(Path(prepared), "test")[0],
+        train=shards.read_split(Path(prepared), "train").x,
+        test=shards.read_split(Path(prepared), "test"),
         extractor=extractor,
         judge=judges.load(Path(classifier)),
     )
     found = protocol.measure(
         model,
+        untrained,
         yardstick,
         samples=config.samples,
         batch_size=config.batch_size,
@@ -105,14 +106,7 @@ def measure_folder(
         seed=config.seed,
         say=lambda text: print(f"{text}  ({time.time() - started:.0f} s)", flush=True),
     )
-    folder = Path(out)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    assert found.samples is not None
-    save_grid(folder / "samples.png", found.samples, levels)
-    if found.pairs is not None:
-        rows = torch.stack([p[:16] for p in found.pairs]).flatten(0, 1)
-        save_grid(folder / "reconstructions.png", rows, levels, columns=16)
+    pictures.draw(Path(out), found, model, yardstick.test)
     return {
         "metrics": found.metrics,
         "not_applicable": found.not_applicable,

@@ -105,8 +105,11 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     return check_params(_read(path), path.name)
 
 
-def check_params(content: Any, name: str = "params.yaml") -> Params:
-    """Typed parameters from parsed YAML; `name` stands in the errors."""
+def check_params(content: Any, name: str = "params.yaml", *, suited: bool = True) -> Params:
+    """Typed parameters from parsed YAML; `name` stands in the errors.
+
+    `suited`: refuse a family that cannot learn from the kind of data that `dataset` names.
+    """
     if not isinstance(content, dict):
         raise BadInput(f"{name}: must be a mapping of sections")
     try:
@@ -127,6 +130,9 @@ def check_params(content: Any, name: str = "params.yaml") -> Params:
             raise BadInput(
                 f"{name}: models.{family}: missing; families names it (an empty {{}} will do)"
             )
+        reason = FAMILIES[family].unsuited(params.dataset.outline()) if suited else None
+        if reason:
+            raise BadInput(f"{name}: families: {family} cannot learn from this data: {reason}")
     return params.model_copy(update={"models": typed})
 
 
@@ -137,6 +143,23 @@ def override_params(
 
     Returns what changed: key -> (old, new).
     """
+    text, changed, _ = _overridden(changes, path)
+    if changed:
+        temporary = path.with_name(path.name + f".{os.getpid()}")
+        temporary.write_text(text)
+        temporary.replace(path)
+    return changed
+
+
+def preview_params(changes: dict[str, Any], path: Path = PARAMS_FILE) -> Params:
+    """The parameters as they would be with these changes; whether the families in the file suit
+    the data is not asked, for they may be about to change too."""
+    return _overridden(changes, path, suited=False)[2]
+
+
+def _overridden(
+    changes: dict[str, Any], path: Path, *, suited: bool = True
+) -> tuple[str, dict[str, tuple[Any, Any]], Params]:
     yaml = YAML()
     yaml.width = 4096
     yaml.representer.add_representer(
@@ -156,12 +179,8 @@ def override_params(
             section[last] = value
     text = io.StringIO()
     yaml.dump(document, text)
-    check_params(YAML(typ="safe", pure=True).load(text.getvalue()), path.name)
-    if changed:
-        temporary = path.with_name(path.name + f".{os.getpid()}")
-        temporary.write_text(text.getvalue())
-        temporary.replace(path)
-    return changed
+    content = YAML(typ="safe", pure=True).load(text.getvalue())
+    return text.getvalue(), changed, check_params(content, path.name, suited=suited)
 
 
 def _read(path: Path, yaml: YAML | None = None) -> Any:

@@ -9,6 +9,7 @@ for the best of them all.
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import logging
 import shutil
@@ -17,12 +18,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from models import FAMILIES, store
+from models.base import DataSpec
 from tasks import stage, tracking
 from tasks.params import Params, load_params
 from tasks.registry import SCORE, judge
 from tasks.reporting import leaderboard
 
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pydantic", "safetensors", "torch")
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch")
 
 
 def run(params: Params, out: Path, root: Path = Path()) -> dict[str, Any]:
@@ -100,12 +103,14 @@ def _log_model(run_id: str, row: dict[str, Any], folder: Path) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    from models import store
-
-    data = store.describe(folder)["data"]
-    channels, height, width = data["shape"]
+    data = DataSpec(**store.describe(folder)["data"])
+    channels, height, width = data.shape
+    conditions = sorted(FAMILIES[row["family"]].conditions)
+    kinds = {"label": "string", "text": "string", "source": "binary"}
+    asked = [ColSpec(kinds[name], name, required=name != "label") for name in conditions]
+    example = {"n": [4], **{name: [_example(name, data)] for name in conditions}}
     signature = ModelSignature(
-        inputs=Schema([ColSpec("long", "n")]),
+        inputs=Schema([ColSpec("long", "n"), *asked]),
         outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))]),
         params=ParamSchema([ParamSpec("seed", "long", 0), ParamSpec("temperature", "double", 1.0)]),
     )
@@ -125,10 +130,26 @@ def _log_model(run_id: str, row: dict[str, Any], folder: Path) -> str:
             artifacts={"model": model},
             code_paths=[str(Path(store.__file__).parent)],
             signature=signature,
-            input_example=pd.DataFrame({"n": [4]}),
+            input_example=pd.DataFrame(example),
             pip_requirements=versions,
         )
     return info.model_uri
+
+
+def _example(condition: str, data: DataSpec) -> str | bytes:
+    """A request's value for one condition, as it stands beside the registered model."""
+    if condition == "label":
+        return data.classes[0] if data.classes else data.attributes[0]
+    if condition == "text":
+        return "a"
+    from PIL import Image
+
+    assert data.source is not None
+    channels, height, width = data.source.shape
+    png = io.BytesIO()
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
+    Image.new(mode, (width, height)).save(png, format="png")
+    return png.getvalue()
 
 
 def main() -> None:

@@ -1,11 +1,16 @@
 """The registered model: MLflow loads this file by path, with `models/` beside it and nothing
-else of the project. Input: a DataFrame, one request a row, with the column `n` (and `label`
-where the family takes it). Parameters: `seed`, `temperature`. Output: uint8 images
+else of the project.
+
+Input: a DataFrame, one request a row. Column `n`: how many samples; and what the family takes:
+`label` (a class name; with attributes, the names of those that hold, with commas between),
+`text` (a caption), `source` (the bytes of a PNG or JPEG file; for in-painting one whose
+transparent pixels are the missing ones). Parameters: `seed`, `temperature`. Output: uint8 images
 `[N, H, W, C]`, the requests' samples in the order of their rows.
 """
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +18,13 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image, UnidentifiedImageError
 
 from models import store
+from models.base import DataSpec
 
 LARGEST_BATCH = 500
+MAX_PIXELS = 64_000_000
 
 
 class Sampler(mlflow.pyfunc.PythonModel):
@@ -28,7 +36,8 @@ class Sampler(mlflow.pyfunc.PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> np.ndarray[Any, Any]:
-        """Raises ValueError for a request that is not `n` >= 0 or asks for a label in vain."""
+        """Raises ValueError for a request that is not `n` >= 0, that lacks a condition the model
+        needs, or has one that it does not take or cannot read."""
         params = {"seed": 0, "temperature": 1.0, **(params or {})}
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(int(params["seed"]))
@@ -49,16 +58,68 @@ class Sampler(mlflow.pyfunc.PythonModel):
         if unknown:
             takes = sorted({"n", *self.model.conditions})
             raise ValueError(f"{sorted(unknown)[0]}: unknown column; this model takes {takes}")
-        conditions: dict[str, Any] = {}
-        if "label" in request:
-            conditions["label"] = torch.full((n,), int(request["label"]))
+        one = {
+            name: READERS[name](request[name], self.model.data)
+            for name in self.model.conditions
+            if request.get(name) is not None
+        }
         parts = []
         for start in range(0, n, LARGEST_BATCH):
-            part = slice(start, min(start + LARGEST_BATCH, n))
-            given = {name: value[part] for name, value in conditions.items()}
-            count = part.stop - part.start
+            count = min(LARGEST_BATCH, n - start)
+            given: dict[str, Any] = {k: c.expand(count, *c.shape) for k, c in one.items()}
             parts.append(self.model.sample(count, temperature=temperature, **given))
         return torch.cat(parts) if parts else torch.empty(0, *self.model.data.shape)
+
+
+def read_label(value: Any, data: DataSpec) -> torch.Tensor:
+    """A class name to its number, or the names of attributes to 0 and 1."""
+    text = str(value).strip()
+    if data.attributes:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        for name in names:
+            if name not in data.attributes:
+                raise ValueError(f"label: no attribute '{name}'; there are {list(data.attributes)}")
+        return torch.tensor([int(a in names) for a in data.attributes])
+    if text not in data.classes:
+        raise ValueError(f"label: no class '{text}'; there are {list(data.classes)}")
+    return torch.tensor(data.classes.index(text))
+
+
+def read_text(value: Any, data: DataSpec) -> torch.Tensor:
+    """A caption to its bytes, zeros after the end."""
+    encoded = str(value).encode()
+    if not 0 < len(encoded) <= data.text_length:
+        raise ValueError(f"text: {len(encoded)} bytes; 1 to {data.text_length} are possible")
+    return torch.tensor(list(encoded.ljust(data.text_length, b"\0")), dtype=torch.uint8)
+
+
+def read_source(value: Any, data: DataSpec) -> torch.Tensor:
+    """The bytes of an image file to levels of the source's shape."""
+    spec = data.source
+    assert spec is not None
+    channels, height, width = spec.shape
+    masked = spec.kind == "masked"
+    modes = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+    try:
+        with Image.open(io.BytesIO(value)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"source: {image.width}x{image.height} is too large")
+            if image.size != (width, height):
+                found = f"{image.width}x{image.height}"
+                raise ValueError(f"source: the image is {found}, the model takes {width}x{height}")
+            pixels = np.array(image.convert(modes[channels]))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"source: not an image file ({error})") from error
+    planes = pixels.reshape(height, width, channels).transpose(2, 0, 1).astype(float)
+    levels = np.round(planes * (data.levels - 1) / 255)
+    if masked:  # alpha 0 is a hole
+        hole = pixels[..., -1] < 128
+        levels[:-1, hole] = 0
+        levels[-1] = hole * (data.levels - 1)
+    return torch.from_numpy(levels.astype(np.uint8))
+
+
+READERS = {"label": read_label, "text": read_text, "source": read_source}
 
 
 if __name__ != "tasks.serving":  # loaded by MLflow, not imported by a test or by a tool

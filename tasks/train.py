@@ -14,6 +14,7 @@ from typing import Any
 
 import models
 from models import FAMILIES, store
+from models.base import DataSpec
 from tasks import stage
 from tasks.cluster import connected
 from tasks.data import shards
@@ -26,6 +27,8 @@ from tasks.training.launch import launch
 from tasks.training.loop import NonFiniteLoss
 from tasks.training.watch import Watch
 from tasks.training.worker import HISTORY, OUTCOME, PICTURES
+
+JUDGES = ("classifier", "conditions", "features", "fidelity", "manifold", "translation")
 
 
 def run(family: str, params: Params, prepared: Path, classifier: Path, out: Path) -> dict[str, Any]:
@@ -73,8 +76,15 @@ def _check(family: str, params: Params, manifest: dict[str, Any]) -> None:
         check_batch(manifest["counts"]["train"], params.train.batch_size, params.cluster.workers)
     except ValueError as error:
         raise BadInput(str(error)) from error
-    if params.train.select == "bits_per_dim" and FAMILIES[family].likelihood == "none":
+    data, select = DataSpec(**manifest["spec"]), params.train.select
+    reason = FAMILIES[family].unsuited(data)
+    if reason:
+        raise BadInput(f"{family} cannot learn from this data: {reason}")
+    if select == "bits_per_dim" and FAMILIES[family].likelihood == "none":
         raise BadInput(f"train.select: bits_per_dim, but {family} has no likelihood; use auto")
+    translates = "source" in FAMILIES[family].conditions and data.source and data.source.truth
+    if select in ("psnr", "perceptual_distance") and not translates:
+        raise BadInput(f"train.select: {select}, but {family} translates no known pair; use auto")
 
 
 def _export(
@@ -110,9 +120,10 @@ def _key(spec: dict[str, Any], data_sha256: str) -> str:
     """Identity of a training: its parameters, its data and the code that runs it."""
     here = Path(__file__).parent
     family_file = Path(models.__file__).parent / f"{spec['family']}.py"
-    code = [family_file, *(family_file.with_name(n) for n in ("base.py", "nn.py"))]
+    shared = ("base.py", "nn.py", "adversarial.py")
+    code = [family_file, *(family_file.with_name(n) for n in shared)]
     digest = hashlib.sha256(data_sha256.encode())
-    judges = [here / "evaluation" / f"{n}.py" for n in ("classifier", "features", "fidelity")]
+    judges = [here / "evaluation" / f"{n}.py" for n in JUDGES]
     for file in [*code, *judges, *sorted((here / "training").glob("*.py"))]:
         digest.update(file.read_bytes())
     known = {name: spec[name] for name in ("family", "config", "data", "train")}

@@ -13,7 +13,7 @@ import pytest
 from models import store
 from tasks.pictures import save_grid
 from tasks.registry import judge
-from tasks.reporting import leaderboard, page
+from tasks.reporting import leaderboard, page, table
 from tests.conftest import tiny_images, tiny_model
 
 
@@ -28,6 +28,12 @@ def metrics_of(family: str, distance: float, weights: str, **changes: Any) -> di
         "kid_std": 0.01,
         "kid_floor": 0.02,
         "class_share_min": 0.08,
+        "frechet_distance_untrained": 90.0,
+        "manifold_samples": 1000,
+        "recall": 0.5,
+        "recall_floor": 0.9,
+        "coverage": 0.8,
+        "coverage_floor": 0.97,
         "features": "classifier",
         "features_sha256": "f" * 64,
         "train_seconds": 61.0,
@@ -130,7 +136,7 @@ def test_the_page_is_self_contained_and_complete(project: Path) -> None:
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
     assert "@import" not in html
     assert "from 64 importance samples" in html
-    for words in ("4.00", "9.00", "1.800", "bound", "97.90 %", "floor: train vs test", "1,277"):
+    for words in ("4.00", "9.00", "1.800", "bound", "97.90 %", "floor", "1,277"):
         assert words in html, words
     assert "failed: train: NonFiniteLoss: step 7, phase &#39;main&#39;" in html
     assert "a &lt;CPU&gt;" in html  # escaped
@@ -176,3 +182,26 @@ def test_the_gate(
     verdict = judge({**TAGS, **candidate}, None if champion is None else {**TAGS, **champion})
     assert verdict.alias == alias
     assert words in verdict.reason
+
+
+def test_columns_appear_with_their_first_number_and_floors_with_theirs() -> None:
+    plain = metrics_of("dcgan", 4.0, "w")
+    pairs = metrics_of("pix2pix", 5.0, "w", psnr=17.0, psnr_floor=9.0, condition_accuracy=0.875)
+    assert "PSNR, dB ↑" not in table.table([plain]).titles
+    both = table.table([plain, pairs])
+    place = both.titles.index("PSNR, dB ↑")
+    assert both.cells[0][place] is None
+    cell = both.cells[1][place]
+    assert cell is not None
+    assert cell.text == "17.0"
+    assert both.floors[place] == "9.0"
+    asked = both.cells[1][both.titles.index("as asked ↑")]
+    assert asked is not None
+    assert asked.text == "87.5%"
+
+
+def test_mode_collapse_is_called_by_its_name() -> None:
+    assert table.warnings(metrics_of("dcgan", 4.0, "w", coverage=0.49)) == []
+    (warning,) = table.warnings(metrics_of("dcgan", 4.0, "w", coverage=0.48))
+    assert "Mode collapse" in warning
+    assert "48%" in warning

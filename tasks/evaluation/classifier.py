@@ -1,7 +1,7 @@
 """The dataset's own classifier, whose features measure fidelity where Inception's mean little.
 
-With class labels it learns them; without, it learns by how many quarter turns an image was
-rotated (Gidaris et al. 2018), and says so in its name.
+With class labels or attributes it learns them; without, it learns by how many quarter turns an
+image was rotated (Gidaris et al. 2018), and says so in its name.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.spec = spec
         self.task = "classes" if len(spec.classes) > 1 else "rotations"
+        if spec.attributes:
+            self.task = "attributes"
         channels, *side = spec.shape
         if self.task == "rotations":  # a square holds every turn
             side = [max(side)] * 2
@@ -50,7 +52,8 @@ class Classifier(nn.Module):
         self.body = nn.Sequential(
             *layers, nn.Flatten(), nn.Linear(channels * math.prod(sizes[-1]), features), nn.ReLU()
         )
-        self.head = nn.Linear(features, len(spec.classes) if self.task == "classes" else TURNS)
+        answers = {"classes": len(spec.classes), "attributes": len(spec.attributes)}
+        self.head = nn.Linear(features, answers.get(self.task, TURNS))
 
     def features(self, x: Tensor) -> Tensor:
         """Levels `[B, C, H, W]` to the last hidden layer, `[B, F]`."""
@@ -65,13 +68,22 @@ class Classifier(nn.Module):
 
     def exercise(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """The images and targets of the task that this classifier learns."""
-        if self.task == "classes":
+        if self.task != "rotations":
             assert label is not None
             return x, label
         h, w = x.shape[-2:]
         square = F.pad(x, (0, max(h, w) - w, 0, max(h, w) - h))
         turned = [torch.rot90(square, turn, (-2, -1)) for turn in range(TURNS)]
         return torch.cat(turned), torch.arange(TURNS).repeat_interleave(len(x))
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        if self.task == "attributes":
+            return F.binary_cross_entropy_with_logits(logits, target.float())
+        return F.cross_entropy(logits, target, label_smoothing=0.05)
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """The answers, `[B]`, or `[B, A]` of 0 and 1 for attributes."""
+        return (logits > 0).long() if self.task == "attributes" else logits.argmax(1)
 
 
 def fit(
@@ -100,7 +112,7 @@ def fit(
             order = torch.randperm(len(x))
         rows = order[start : start + batch_size]
         images, target = model.exercise(_shifted(x[rows]), None if label is None else label[rows])
-        loss = F.cross_entropy(model(images), target, label_smoothing=0.05)
+        loss = model.loss(model(images), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -116,8 +128,8 @@ def accuracy(model: Classifier, x: Tensor, label: Tensor | None) -> float:
     for start in range(0, len(x), 500):
         part = slice(start, start + 500)
         images, target = model.exercise(x[part], None if label is None else label[part])
-        right += int((model(images).argmax(1) == target).sum())
-        total += len(target)
+        right += int((model.decide(model(images)) == target).sum())
+        total += target.numel()
     return right / total
 
 
@@ -145,11 +157,17 @@ def _shifted(x: Tensor) -> Tensor:
     return torch.roll(x, (dy, dx), (-2, -1))
 
 
-def class_shares(model: Classifier, logits_of: NDArray[np.uint8]) -> NDArray[np.float64]:
+@torch.no_grad()
+def predict(model: Classifier, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The classifier's answers for levels `[N, C, H, W]`: `[N]`, or `[N, A]` for attributes."""
+    parts = [
+        model.decide(model(torch.from_numpy(images[start : start + 500])))
+        for start in range(0, len(images), 500)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def class_shares(model: Classifier, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Share of the images `[N, C, H, W]` that the classifier puts into each class."""
-    counts = np.zeros(model.head.out_features)
-    with torch.no_grad():
-        for start in range(0, len(logits_of), 500):
-            predicted = model(torch.from_numpy(logits_of[start : start + 500])).argmax(1)
-            counts += np.bincount(predicted.numpy(), minlength=len(counts))
+    counts = np.bincount(predict(model, images), minlength=model.head.out_features)
     return counts / counts.sum()

@@ -50,7 +50,7 @@ class Extractor:
 def classifier_features(directory: Path, device: torch.device) -> Extractor:
     """The last hidden layer of the classifier in `directory`."""
     model = classifier.load(directory).to(device)
-    name = "classifier" if model.task == "classes" else "rotation-classifier"
+    name = "rotation-classifier" if model.task == "rotations" else "classifier"
     digest = file_sha256(directory / "classifier.safetensors")
     return Extractor(name, digest, model.features, device)
 

@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.base import GenerativeModel
-from tasks.evaluation import classifier, fidelity, reconstruction
+from tasks.data.shards import Split
+from tasks.evaluation import classifier, conditions, fidelity, reconstruction, translation
 from tasks.evaluation.features import Extractor
+from tasks.evaluation.manifold import manifold_metrics
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 CHUNK = 128  # images at a time, for likelihood and reconstruction
+UNTRAINED = 2_000  # samples of the untrained network: its distance needs no precision
 
 Images = NDArray[np.uint8]
 
@@ -34,12 +37,14 @@ class Measured:
     Attributes:
         metrics: flat, name -> number or short text.
         not_applicable: name -> why there is no number.
-        samples: the first of the drawn samples, levels `[n, C, H, W]`.
+        samples: all drawn samples, levels `[n, C, H, W]`.
         pairs: originals and their reconstructions, or None.
     """
 
     metrics: dict[str, Any] = field(default_factory=dict)
     not_applicable: dict[str, str] = field(default_factory=dict)
+    conditional: bool = False  # whether the samples were asked for with conditions
+    truth: bool = True  # whether the label of a test row is what its sample was asked to be
     samples: Tensor | None = None
     pairs: tuple[Tensor, Tensor] | None = None
 
@@ -49,7 +54,7 @@ class Yardstick:
     """What every family is held against: real images, and the networks that look at them."""
 
     train: Images
-    test: Images
+    test: Split
     extractor: Extractor
     judge: classifier.Classifier  # sorts samples into the dataset's classes
 
@@ -57,6 +62,7 @@ class Yardstick:
 @torch.no_grad()
 def measure(
     model: GenerativeModel,
+    untrained: GenerativeModel,
     yardstick: Yardstick,
     *,
     samples: int,
@@ -67,49 +73,75 @@ def measure(
     seed: int,
     say: Callable[[str], None] = print,
 ) -> Measured:
-    """Measure `model`, which is on its device and in evaluation mode."""
-    found = Measured()
+    """Measure `model`, which is on its device and in evaluation mode.
+
+    Samples are asked for with the conditions of the test split, row by row. `untrained` is the
+    same family as it was before training: how far it came.
+    """
+    found, test, source = Measured(), yardstick.test, model.data.source
+    found.conditional = bool(model.conditions)
+    found.truth = "source" not in model.conditions or (source is not None and source.truth)
     torch.manual_seed(seed)
     begun = time.perf_counter()
-    drawn = _draw(model, samples, batch_size, say)
-    found.metrics["sample_images_per_second"] = samples / (time.perf_counter() - begun)
-    found.metrics["samples"] = samples
-    found.samples = drawn[:64]
+    drawn = conditions.draw(model, test, samples, batch_size, say)
+    found.metrics["sample_images_per_second"] = len(drawn) / (time.perf_counter() - begun)
+    found.metrics["samples"] = len(drawn)
+    found.samples = drawn
+    before = conditions.draw(untrained, test, min(samples, UNTRAINED), batch_size)
     say("fidelity")
-    _fidelity(found, drawn.numpy(), yardstick)
+    _fidelity(found, drawn.numpy(), before.numpy(), yardstick)
     say("likelihood")
-    _likelihood(found, model, yardstick.test[:likelihood_images], likelihood_samples)
+    _likelihood(found, model, test.x[:likelihood_images], likelihood_samples)
     say("reconstruction")
-    _reconstruction(found, model, yardstick.test[:reconstruction_images])
+    if "source" in model.conditions:
+        _translation(found, model, drawn.numpy(), yardstick)
+        _cycle(found, model, test.x[:reconstruction_images])
+    else:
+        _reconstruction(found, model, test.x[:reconstruction_images])
     return found
 
 
-def _draw(model: GenerativeModel, n: int, size: int, say: Callable[[str], None]) -> Tensor:
-    parts, shown = [], time.monotonic()
-    for start in range(0, n, size):
-        parts.append(model.sample(min(size, n - start)).cpu())
-        if time.monotonic() - shown > 5:
-            shown = time.monotonic()
-            say(f"sampled {start + len(parts[-1]):,}/{n:,}")
-    return torch.cat(parts)
-
-
-def _fidelity(found: Measured, samples: Images, yardstick: Yardstick) -> None:
-    """Fréchet distance and KID against the test split, the train-vs-test floor beside them."""
-    extract, metrics = yardstick.extractor, found.metrics
-    fake, train, test = extract(samples), extract(yardstick.train), extract(yardstick.test)
+def _fidelity(found: Measured, samples: Images, untrained: Images, yardstick: Yardstick) -> None:
+    """Samples against the test split on features, the train-vs-test floor beside each number."""
+    extract, metrics, test = yardstick.extractor, found.metrics, yardstick.test
+    fake, train, real = extract(samples), extract(yardstick.train), extract(test.x)
     metrics["features"], metrics["features_sha256"] = extract.name, extract.sha256
-    metrics["frechet_distance"] = fidelity.frechet_distance(fake, test)
-    metrics["frechet_distance_std"] = fidelity.frechet_distance_spread(fake, test)
-    metrics["frechet_distance_floor"] = fidelity.frechet_distance(train, test)
-    metrics["kid"], metrics["kid_std"] = fidelity.kid(fake, test)
-    metrics["kid_floor"], _ = fidelity.kid(train, test)
+    metrics["frechet_distance"] = fidelity.frechet_distance(fake, real)
+    metrics["frechet_distance_std"] = fidelity.frechet_distance_spread(fake, real)
+    metrics["frechet_distance_floor"] = fidelity.frechet_distance(train, real)
+    metrics["frechet_distance_untrained"] = fidelity.frechet_distance(extract(untrained), real)
+    metrics["kid"], metrics["kid_std"] = fidelity.kid(fake, real)
+    metrics["kid_floor"], _ = fidelity.kid(train, real)
+    count = min(len(fake), len(train))  # coverage grows with the number: the same for the floor
+    metrics["manifold_samples"] = count
+    metrics |= manifold_metrics(real, fake[:count])
+    floors = manifold_metrics(real, train[:count])
+    metrics |= {f"{name}_floor": value for name, value in floors.items()}
     if yardstick.judge.task == "classes":
         shares = classifier.class_shares(yardstick.judge, samples)
         metrics["class_share_min"] = float(shares.min())
         metrics["class_shares"] = [round(float(s), 4) for s in shares]
     else:
         found.not_applicable["class_share_min"] = "the dataset has no classes"
+    _obedience(found, samples, fake, real, yardstick)
+
+
+def _obedience(
+    found: Measured,
+    samples: Images,
+    fake: NDArray[np.float32],
+    real: NDArray[np.float32],
+    yardstick: Yardstick,
+) -> None:
+    judge, test = yardstick.judge, yardstick.test
+    if not found.conditional:
+        found.not_applicable["condition_accuracy"] = "the family takes no condition"
+    elif judge.task == "rotations":
+        found.not_applicable["condition_accuracy"] = "the dataset has no classes"
+    elif not found.truth:
+        found.not_applicable["condition_accuracy"] = "the classes of the sources are not known"
+    else:
+        found.metrics |= conditions.obedience(samples, test, judge, fake, real)
 
 
 def _likelihood(found: Measured, model: GenerativeModel, test: Images, draws: int) -> None:
@@ -135,21 +167,58 @@ def _likelihood(found: Measured, model: GenerativeModel, test: Images, draws: in
     }
 
 
+def _translation(
+    found: Measured, model: GenerativeModel, drawn: Images, yardstick: Yardstick
+) -> None:
+    data, test = model.data, yardstick.test
+    assert data.source is not None
+    assert test.source is not None
+    if not data.source.truth:
+        reason = "the true image of a source is not known"
+        found.not_applicable |= {"psnr": reason, "ssim": reason, "perceptual_distance": reason}
+        return
+    n = len(drawn)
+    metrics, reasons = translation.measure(
+        drawn, test.x[:n], test.source[:n], data, yardstick.extractor
+    )
+    found.metrics |= metrics
+    found.not_applicable |= reasons
+    if "condition_accuracy" in found.metrics and test.label is not None:
+        # how much of it the untranslated sources have
+        copied = translation.naive(test.source[:n], data.source, data)
+        right = classifier.predict(yardstick.judge, copied) == test.label[:n]
+        found.metrics["condition_accuracy_floor"] = float(right.mean())
+
+
+def _cycle(found: Measured, model: GenerativeModel, test: Images) -> None:
+    """There and back again, for a family that can go back."""
+    if model.reconstruction != "cycle":
+        return
+    rendered = _rendered(found, model, test)
+    found.metrics["cycle_psnr"] = reconstruction.psnr(test, rendered, model.data.levels)
+    found.metrics["cycle_ssim"] = reconstruction.ssim(test, rendered, model.data.levels)
+
+
 def _reconstruction(found: Measured, model: GenerativeModel, test: Images) -> None:
     if model.reconstruction == "none":
         reason = "the family cannot reconstruct"
         found.not_applicable |= {"psnr": reason, "ssim": reason}
         return
-    x = torch.from_numpy(test).to(model.device)
-    rendered = torch.cat([model.reconstruct(part).cpu() for part in x.split(CHUNK)])
-    found.pairs = (x[:32].cpu(), rendered[:32])
+    rendered = _rendered(found, model, test)
     found.metrics["reconstruction_kind"] = model.reconstruction
-    found.metrics["reconstruction_images"] = len(x)
+    found.metrics["reconstruction_images"] = len(test)
     levels = model.data.levels
-    value = reconstruction.psnr(test, rendered.numpy(), levels)
+    value = reconstruction.psnr(test, rendered, levels)
     if math.isfinite(value):
         found.metrics["psnr"] = value
     else:
         found.not_applicable["psnr"] = "infinite: every image is reconstructed exactly"
-    found.metrics["ssim"] = reconstruction.ssim(test, rendered.numpy(), levels)
+    found.metrics["ssim"] = reconstruction.ssim(test, rendered, levels)
     found.metrics["ssim_window"] = reconstruction.ssim_window(test.shape[-2:])
+
+
+def _rendered(found: Measured, model: GenerativeModel, test: Images) -> Images:
+    x = torch.from_numpy(test).to(model.device)
+    rendered = torch.cat([model.reconstruct(part).cpu() for part in x.split(CHUNK)])
+    found.pairs = (x[:32].cpu(), rendered[:32])
+    return rendered.numpy()

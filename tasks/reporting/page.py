@@ -8,9 +8,11 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from tasks.reporting import figures
+from tasks.reporting import figures, table
 from tasks.reporting.leaderboard import load_history
 
+PICTURES = ("samples", "reconstructions", "conditions", "translations")
+FLOOR_KIND = "reconstruction_floor_kind"
 TEMPLATE = Path(__file__).with_name("leaderboard.html.j2")
 
 
@@ -30,7 +32,7 @@ def render(
         figures.validation_curves(histories, "bits_per_dim", "bits/dim"),
     ]
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True)
-    environment.filters |= {"thousands": _thousands, "duration": duration}
+    environment.filters |= {"thousands": table.thousands}
     return environment.from_string(TEMPLATE.read_text()).render(
         dataset=title,
         counts=manifest["counts"],
@@ -38,8 +40,12 @@ def render(
         levels=manifest["spec"]["levels"],
         classes=judge["task"] == "classes",
         data_sha256=manifest["content_sha256"],
-        rows=rows,
+        class_names=manifest["spec"]["classes"],
+        failed=[row for row in rows if row["status"] != "ok"],
         ok=ok,
+        table=table.table(ok),
+        floor_kind=next(iter({r[FLOOR_KIND] for r in ok if FLOOR_KIND in r}), ""),
+        obeys=any("condition_accuracy" in row for row in ok),
         cost_figure=figures.quality_against_cost(ok) if ok else "",
         curves=[curve for curve in curves if curve],
         likelihood_draws=max((row.get("likelihood_draws", 0) for row in ok), default=0),
@@ -50,10 +56,12 @@ def render(
 
 def _with_pictures(row: dict[str, Any], trained: Path, evaluated: Path) -> dict[str, Any]:
     folder = evaluated / row["family"]
+    kind = row.get("reconstruction_kind", "")
     return {
         **row,
-        "samples_png": _data_uri(folder / "samples.png"),
-        "reconstructions_png": _data_uri(folder / "reconstructions.png"),
+        **{f"{name}_png": _data_uri(folder / f"{name}.png") for name in PICTURES},
+        "reconstruction_name": "there and back" if "cycle_psnr" in row else kind,
+        "warnings": table.warnings(row),
         "loss_figure": figures.loss_curves(load_history(trained, row["family"]), row["family"]),
     }
 
@@ -63,17 +71,3 @@ def _data_uri(path: Path) -> str:
     if not path.exists():
         return ""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _thousands(number: float) -> str:
-    return f"{number:,.0f}" if number >= 10 else f"{number:,.2g}"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min 30 s`, `3 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -10,48 +10,85 @@ import torch
 from torch import Tensor
 
 from models.base import GenerativeModel
+from tasks.data.shards import Split
+from tasks.evaluation import conditions, translation
 from tasks.evaluation.features import Extractor
 from tasks.evaluation.fidelity import frechet_distance
+from tasks.evaluation.manifold import manifold_metrics
+from tasks.evaluation.pictures import triptychs
 from tasks.pictures import save_grid
 from tasks.training.config import TrainConfig
 
-GRID = 64
+GRID, TRIPTYCHS = 64, 16
+COVERAGE = frozenset({"coverage"})
+HIGHER_IS_BETTER = ("psnr",)
 
 
 class Validator:
     """Call it with the model and the step; returns metrics and their `"score"`, lower better.
 
-    `bits_per_dim` is measured where the family has a likelihood, on up to
-    `validation_images`; `frechet_distance` always, on `validation_samples` samples against
-    the validation split. Noise is the same at every call, so the curves are smooth.
+    `frechet_distance` and `coverage` always, on `validation_samples` samples against the
+    validation split, asked for with its conditions; `bits_per_dim` where the family has a
+    likelihood, on up to `validation_images`; `psnr` and `perceptual_distance` where it translates
+    and the true image is known. Noise is the same at every call, so the curves are smooth.
     """
 
     def __init__(
-        self, x: Tensor, extractor: Extractor, config: TrainConfig, pictures: Path | None = None
+        self,
+        split: Split,
+        train: Tensor,
+        extractor: Extractor,
+        config: TrainConfig,
+        pictures: Path | None = None,
     ) -> None:
-        self.x, self.extractor, self.config, self.pictures = x, extractor, config, pictures
-        self.real = extractor(x)
+        self.split, self.extractor, self.config, self.pictures = split, extractor, config, pictures
+        self.real = extractor(split.x)
+        floor = manifold_metrics(
+            self.real, extractor(train[: config.validation_samples]), keys=COVERAGE
+        )
+        self.coverage_floor = floor["coverage"]  # what as many training images would cover
 
     def __call__(self, model: GenerativeModel, step: int) -> dict[str, Any]:
         torch.manual_seed(self.config.seed)
-        samples = torch.cat([model.sample(n) for n in _parts(self.config.validation_samples)])
-        metrics = {"frechet_distance": frechet_distance(self.extractor(samples), self.real)}
+        samples = conditions.draw(model, self.split, self.config.validation_samples, 256)
+        features = self.extractor(samples)
+        metrics: dict[str, Any] = {
+            "frechet_distance": frechet_distance(features, self.real),
+            **manifold_metrics(self.real, features, keys=COVERAGE),
+            "coverage_floor": self.coverage_floor,
+        }
         if model.likelihood != "none":
-            x = self.x[: self.config.validation_images].to(model.device)
+            x = torch.from_numpy(self.split.x[: self.config.validation_images]).to(model.device)
             nats = torch.cat([-model.log_prob(part) for part in x.split(256)]).double().mean()
             metrics["bits_per_dim"] = float(nats) / (model.data.dimensions * math.log(2))
-        if self.pictures is not None:
-            path = self.pictures / f"step-{step:08d}.png"
-            save_grid(path, samples[:GRID].cpu(), model.data.levels)
-        wanted = self.config.select
+        metrics |= self._translation(model, samples)
+        self._picture(model, samples, step)
+        wanted: str = self.config.select
         if wanted == "auto":
-            wanted = "bits_per_dim" if "bits_per_dim" in metrics else "frechet_distance"
+            preferred = ("bits_per_dim", "perceptual_distance", "frechet_distance")
+            wanted = next(name for name in preferred if name in metrics)
         if wanted not in metrics:
-            raise ValueError(
-                f"train.select: {wanted} is not measured for a family without likelihood"
-            )
-        return {**metrics, "score": metrics[wanted]}
+            raise ValueError(f"train.select: {wanted} is not measured for this family and data")
+        return {**metrics, "score": metrics[wanted] * (-1 if wanted in HIGHER_IS_BETTER else 1)}
 
+    def _translation(self, model: GenerativeModel, samples: Tensor) -> dict[str, float]:
+        spec, split, n = model.data.source, self.split, len(samples)
+        if "source" not in model.conditions or spec is None or not spec.truth:
+            return {}
+        assert split.source is not None
+        found, _ = translation.measure(
+            samples.numpy(), split.x[:n], split.source[:n], model.data, self.extractor
+        )
+        return {name: found[name] for name in ("psnr", "perceptual_distance") if name in found}
 
-def _parts(total: int, size: int = 256) -> list[int]:
-    return [min(size, total - start) for start in range(0, total, size)]
+    def _picture(self, model: GenerativeModel, samples: Tensor, step: int) -> None:
+        if self.pictures is None:
+            return
+        path, levels = self.pictures / f"step-{step:08d}.png", model.data.levels
+        spec, source = model.data.source, self.split.source
+        if "source" not in model.conditions or spec is None or source is None:
+            save_grid(path, samples[:GRID], levels)
+            return
+        truth = torch.from_numpy(self.split.x) if spec.truth else None
+        shown = triptychs(source, samples[:TRIPTYCHS], truth, model.data)
+        save_grid(path, shown, levels, columns=6 if spec.truth else 8)

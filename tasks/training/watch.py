@@ -10,13 +10,15 @@ from tasks.tracking import TrainingRun
 from tasks.training.config import Budget
 from tasks.training.worker import HISTORY, read_history
 
+COLLAPSE = 0.5  # of what as many training images cover
+
 
 class Watch:
     """Reads what the first worker writes: a progress line now and then, and MLflow's share."""
 
     def __init__(self, work: Path, budget: Budget, tracked: TrainingRun) -> None:
         self.path, self.budget, self.tracked = work / HISTORY, budget, tracked
-        self.shown, self.step = 0.0, -1
+        self.shown, self.step, self.fallen = 0.0, -1, False
 
     def __call__(self) -> None:
         records = read_history(self.path)
@@ -27,6 +29,21 @@ class Watch:
             return
         self.shown, self.step = time.monotonic(), records[-1]["step"]
         print(self._line(records), flush=True)
+        self._warn(records)
+
+    def _warn(self, records: list[dict[str, Any]]) -> None:
+        """Once for each fall: the coverage was there, and less than half of the floor is left."""
+        checked = [r for r in records if "validation/coverage" in r]
+        shares = [r["validation/coverage"] / r["validation/coverage_floor"] for r in checked]
+        fallen = bool(shares) and max(shares) >= COLLAPSE and shares[-1] < COLLAPSE
+        if fallen and not self.fallen:
+            print(
+                f"warning: mode collapse? at step {checked[-1]['step']:,} the samples cover "
+                f"{checked[-1]['validation/coverage']:.0%} of the validation images; it was "
+                f"{max(r['validation/coverage'] for r in checked):.0%}",
+                flush=True,
+            )
+        self.fallen = fallen
 
     def _share(self, record: dict[str, Any]) -> float:
         if self.budget.steps is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from models import store
+from models.base import DataSpec
 from tasks.data import shards
 from tasks.evaluation.features import classifier_features
 from tasks.training.comm import Comm
@@ -38,18 +39,19 @@ def work(spec: dict[str, Any]) -> None:
 
     torch.manual_seed(fold_seed(config.seed, "init"))
     model = store.build(spec["family"], spec["config"], spec["data"]).to(device)
+    data = train_data(prepared, model.data)
     validate = None
     if comm.rank == 0:
-        x = torch.from_numpy(shards.read_split(prepared, "validation")[0])
         extractor = classifier_features(Path(spec["classifier"]), device)
-        validate = Validator(x, extractor, config, directory / PICTURES)
+        validation, train_x = shards.read_split(prepared, "validation"), data.x.cpu()
+        validate = Validator(validation, train_x, extractor, config, directory / PICTURES)
     facts: dict[str, Any] = {"hardware": hardware(device), "workers": comm.world}
     facts["precision"] = resolve_precision(config.precision, device)
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     try:
         outcome = train(
             model,
-            _train_data(prepared).to(device),
+            data.to(device),
             config,
             directory / "checkpoints",
             comm=comm,
@@ -84,9 +86,15 @@ def _device() -> torch.device:
     return get_device()
 
 
-def _train_data(prepared: Path) -> TrainData:
-    x, label = shards.read_split(prepared, "train")
-    return TrainData(torch.from_numpy(x), None if label is None else torch.from_numpy(label.copy()))
+def train_data(prepared: Path, spec: DataSpec) -> TrainData:
+    """The train split as the loop takes it."""
+    split = shards.read_split(prepared, "train")
+    label, source, text = (
+        None if part is None else torch.from_numpy(part)
+        for part in (split.label, split.source, split.text)
+    )
+    aligned = spec.source is None or spec.source.aligned
+    return TrainData(torch.from_numpy(split.x), label, source, text, aligned)
 
 
 def _stop_file(path: Path, interval: float = 0.5) -> Callable[[], bool]:

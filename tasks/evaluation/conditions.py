@@ -1,0 +1,89 @@
+"""What a family is asked for when it is measured, and whether its samples are what was asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.base import GenerativeModel
+from tasks.data.shards import Split
+from tasks.evaluation import fidelity
+from tasks.evaluation.classifier import Classifier, predict
+
+LEAST_PER_CLASS = 8  # samples and test images of a class, below which no distance is computed
+
+
+def ask(model: GenerativeModel, split: Split, n: int) -> dict[str, Tensor]:
+    """The model's conditions from the first `n` rows of `split`, from the start again at its end.
+
+    A source is asked for once: the second time it would tell nothing new.
+    """
+    given = {"label": split.label, "source": split.source, "text": split.text}
+    asked = {}
+    for name in sorted(model.conditions):
+        rows = given[name]
+        assert rows is not None
+        count = min(n, len(rows)) if "source" in model.conditions else n
+        asked[name] = torch.from_numpy(rows[np.arange(count) % len(rows)])
+    return asked
+
+
+def draw(
+    model: GenerativeModel,
+    split: Split,
+    n: int,
+    batch_size: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> Tensor:
+    """`n` samples (fewer where the split has fewer sources) asked for as `split` has it."""
+    asked = ask(model, split, n)
+    n = min([n, *map(len, asked.values())])
+    parts, shown = [], time.monotonic()
+    for start in range(0, n, batch_size):
+        count = min(batch_size, n - start)
+        given: dict[str, Any] = {
+            name: rows[start : start + count].to(model.device) for name, rows in asked.items()
+        }
+        parts.append(model.sample(count, **given).cpu())
+        if time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            say(f"sampled {start + count:,}/{n:,}")
+    return torch.cat(parts)
+
+
+def obedience(
+    samples: NDArray[np.uint8],
+    split: Split,
+    judge: Classifier,
+    features: NDArray[np.floating],
+    real: NDArray[np.floating],
+) -> dict[str, Any]:
+    """Of samples drawn by `draw`: are they of the asked class, and how far within each class.
+
+    Args:
+        samples: levels `[n, C, H, W]`; `features` are theirs.
+        split: what was asked; `real` are the features of its images.
+
+    Returns:
+        `condition_accuracy`: share that the judge assigns to the asked class (with attributes:
+        share of attributes that it finds as asked); `frechet_distance_within_class`: mean over
+        the classes with enough images.
+    """
+    assert split.label is not None
+    asked = split.label[np.arange(len(samples)) % len(split.label)]
+    found: dict[str, Any] = {"condition_accuracy": float((predict(judge, samples) == asked).mean())}
+    if asked.ndim == 1:
+        distances = []
+        for label in range(len(judge.spec.classes)):
+            mine, theirs = features[asked == label], real[split.label == label]
+            if min(len(mine), len(theirs)) >= LEAST_PER_CLASS:
+                distances.append(fidelity.frechet_distance(mine, theirs))
+        if distances:
+            found["frechet_distance_within_class"] = float(np.mean(distances))
+    return found

@@ -1,0 +1,118 @@
+"""The leaderboard's table on the page: which columns there are, and what stands in each cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+
+
+class Cell(NamedTuple):
+    text: str
+    note: str = ""  # smaller, beside it
+
+
+class Column(NamedTuple):
+    """A column; it is left out where no family has anything to show in it."""
+
+    title: str
+    cell: Callable[[Row], Cell | None]
+    floor: Callable[[Row], str] = lambda row: ""
+
+
+class Table(NamedTuple):
+    """Titles, the cells of each row that is ok (None: a dash), and the floor's cells."""
+
+    titles: list[str]
+    cells: list[list[Cell | None]]
+    floors: list[str]
+
+
+def table(ok: list[Row]) -> Table:
+    """The table of the rows that are ok, the best first."""
+    shown = [column for column in COLUMNS if any(column.cell(row) for row in ok)]
+    return Table(
+        [column.title for column in shown],
+        [[column.cell(row) for column in shown] for row in ok],
+        [next(filter(None, map(column.floor, ok)), "") for column in shown],
+    )
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min 30 s`, `3 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def thousands(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:,.2g}"
+
+
+def _number(key: str, form: str, note: Callable[[Row], str] = lambda row: "") -> Any:
+    def cell(row: Row) -> Cell | None:
+        return Cell(format(row[key], form), note(row)) if key in row else None
+
+    return cell
+
+
+def _floor(key: str, form: str) -> Callable[[Row], str]:
+    return lambda row: format(row[key], form) if key in row else ""
+
+
+def _psnr(row: Row) -> Cell | None:
+    kind = row.get("reconstruction_kind", "")
+    if "infinite" in row["not_applicable"].get("psnr", ""):
+        return Cell("∞", kind)
+    return Cell(f"{row['psnr']:.1f}", kind) if "psnr" in row else None
+
+
+COLUMNS = [
+    Column(
+        "Fréchet distance ↓",
+        _number("frechet_distance", ".2f", lambda r: f"± {r['frechet_distance_std']:.2f}"),
+        _floor("frechet_distance_floor", ".2f"),
+    ),
+    Column(
+        "KID ↓",
+        _number("kid", ".3f", lambda r: f"± {r['kid_std']:.3f}"),
+        _floor("kid_floor", ".3f"),
+    ),
+    Column("coverage ↑", _number("coverage", ".0%"), _floor("coverage_floor", ".0%")),
+    Column("recall ↑", _number("recall", ".0%"), _floor("recall_floor", ".0%")),
+    Column("rarest class", _number("class_share_min", ".1%")),
+    Column(
+        "as asked ↑",
+        _number("condition_accuracy", ".1%"),
+        _floor("condition_accuracy_floor", ".1%"),
+    ),
+    Column(
+        "bits/dim ↓", _number("bits_per_dim", ".3f", lambda r: str(r.get("likelihood_kind", "")))
+    ),
+    Column("PSNR, dB ↑", _psnr, _floor("psnr_floor", ".1f")),
+    Column("SSIM ↑", _number("ssim", ".3f"), _floor("ssim_floor", ".3f")),
+    Column(
+        "perceptual ↓",
+        _number("perceptual_distance", ".2f"),
+        _floor("perceptual_distance_floor", ".2f"),
+    ),
+    Column("cycle PSNR ↑", _number("cycle_psnr", ".1f")),
+    Column("training", lambda r: Cell(duration(r["train_seconds"]))),
+    Column("samples/s", lambda r: Cell(thousands(r["sample_images_per_second"]))),
+    Column("parameters", lambda r: Cell(thousands(r["parameters"]))),
+]
+
+
+def warnings(row: Row) -> list[str]:
+    """What the numbers of a family warn of, in words."""
+    found = []
+    if "coverage" in row and row["coverage"] < row["coverage_floor"] / 2:
+        found.append(
+            f"Mode collapse: its samples cover {row['coverage']:.0%} of the test images, where as "
+            f"many training images cover {row['coverage_floor']:.0%}."
+        )
+    return found
