@@ -12,6 +12,7 @@ FAMILIES ?=
 MINUTES ?=
 STEPS ?=
 SET ?=
+CAPTIONS ?=
 
 .PHONY: help
 help:  ## Show this list
@@ -28,7 +29,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 .PHONY: run
 run: install  ## Compare families: make run DATASET=mnist DATA_PATH=... FAMILIES="vae dcgan" MINUTES=10 SET="train.seed=1"
-	@genarena run --dataset '$(DATASET)' --data-path '$(DATA_PATH)' --families '$(FAMILIES)' $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(foreach s,$(SET),--set '$(s)')
+	@genarena run --dataset '$(DATASET)' --data-path '$(DATA_PATH)' --families '$(FAMILIES)' $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(foreach s,$(SET),--set '$(s)') $(if $(CAPTIONS),--captions '$(CAPTIONS)')
 
 .PHONY: test
 test: install  ## Lint, types, layers and the whole test suite

@@ -17,17 +17,20 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    dataset: Annotated[str, typer.Option(help="digits, mnist or image_folder")] = "",
+    dataset: Annotated[str, typer.Option(help="digits, mnist, image_folder or paired_folder")] = "",
     data_path: Annotated[str, typer.Option(help="Folder of the data set's files")] = "",
     families: Annotated[str, typer.Option(help="Names with spaces between, or 'all'")] = "",
     steps: Annotated[int | None, typer.Option(min=1, help="Training budget per family")] = None,
     minutes: Annotated[float | None, typer.Option(help="The same, as time")] = None,
+    captions: Annotated[
+        str, typer.Option(help="Templates with ; between: a handwritten {name}; the digit {name}")
+    ] = "",
     set_: Annotated[list[str], typer.Option("--set", help="key=value of params.yaml")] = [],  # noqa: B006
 ) -> None:
     """Run the comparison. What the options say is written into params.yaml first."""
     from genarena.command import run_comparison
 
-    run_comparison(dataset, data_path, families, steps, minutes, set_)
+    run_comparison(dataset, data_path, families, steps, minutes, captions, set_)
 
 
 @app.command("families")
@@ -45,11 +48,14 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for the PNG files")] = Path("samples"),
     seed: Annotated[int, typer.Option(help="Same seed, same images")] = 0,
     temperature: Annotated[float, typer.Option(min=0.0, help="Spread of the latents")] = 1.0,
+    label: Annotated[str, typer.Option(help="Class to sample, or attributes with commas")] = "",
+    text: Annotated[str, typer.Option(help="Caption to sample")] = "",
+    source: Annotated[list[Path], typer.Option(help="Image file to translate; may repeat")] = [],  # noqa: B006
 ) -> None:
     """Draw samples from a registered model (or a trained family) into PNG files."""
     from genarena.command import draw_samples
 
-    draw_samples(model, n, out, seed, temperature)
+    draw_samples(model, n, out, seed, temperature, label, text, source)
 
 
 @app.command()

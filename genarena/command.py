@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from ruamel.yaml.error import YAMLError
 from models import FAMILIES
 from tasks.environment import prepare_environment
 from tasks.errors import BadInput, exit_on_bad_input
-from tasks.params import Params, load_params, override_params
+from tasks.params import Params, load_params, override_params, preview_params
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 BUSY_TRIES, BUSY_WAIT_S = 60, 2.0
 
 
@@ -31,13 +32,16 @@ def run_comparison(
     families: str,
     steps: int | None,
     minutes: float | None,
+    captions: str,
     settings: list[str],
 ) -> None:
     """`genarena run`: set what is asked in params.yaml, run the flow, show the leaderboard."""
     with exit_on_bad_input("genarena"):
         enter_project()
         prepare_environment()
-        changes = _changes(dataset, data_path, families, settings)
+        changes = _changes(dataset, data_path, families, captions, settings)
+        if changes.get("families") == ["all"]:
+            changes["families"] = _suited(changes)
         budget = {"steps": steps, "minutes": minutes}
         if steps is not None or minutes is not None:
             changes["train.budget"] = {name: n for name, n in budget.items() if n is not None}
@@ -58,12 +62,15 @@ def run_comparison(
             raise SystemExit(f"genarena: {failure}" if failure else 1)
 
 
-def _changes(dataset: str, data_path: str, families: str, settings: list[str]) -> dict[str, Any]:
-    """The options as dotted keys of params.yaml."""
+def _changes(
+    dataset: str, data_path: str, families: str, captions: str, settings: list[str]
+) -> dict[str, Any]:
+    """The options as dotted keys of params.yaml; another data set starts from plain images."""
     changes: dict[str, Any] = {}
     if dataset:
         changes["dataset.name"] = dataset
         changes["dataset.path"] = "data/raw"
+        changes |= {"dataset.derive": "none", "dataset.paired": True, "dataset.captions": []}
         known = Path(os.environ.get("GENARENA_DATA", "/nonexistent"), dataset)
         if known.is_dir():
             changes["dataset.path"] = str(known.absolute())
@@ -76,7 +83,9 @@ def _changes(dataset: str, data_path: str, families: str, settings: list[str]) -
             raise BadInput(f"dataset.path: {data_path} does not exist")
     if families:
         names = families.replace(",", " ").split()
-        changes["families"] = list(FAMILIES) if names == ["all"] else names
+        changes["families"] = names
+    if captions:
+        changes["dataset.captions"] = [part.strip() for part in captions.split(";")]
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
@@ -86,6 +95,17 @@ def _changes(dataset: str, data_path: str, families: str, settings: list[str]) -
         except YAMLError as error:
             raise BadInput(f"--set {setting}: {value!r} is not a YAML value") from error
     return changes
+
+
+def _suited(changes: dict[str, Any]) -> list[str]:
+    """The families that can learn from the data; says why the others are left out."""
+    params = preview_params({key: v for key, v in changes.items() if key != "families"})
+    data = params.dataset.outline()
+    reasons = {name: family.unsuited(data) for name, family in FAMILIES.items()}
+    for name, reason in reasons.items():
+        if reason:
+            console.print(f"left out: {name}: {reason}", soft_wrap=True, markup=False)
+    return [name for name, reason in reasons.items() if reason is None]
 
 
 def enter_project() -> None:
@@ -152,34 +172,48 @@ def show_leaderboard(params: Params) -> None:
 
     if not Path("reports/leaderboard.csv").exists():
         raise SystemExit("genarena: no leaderboard: the run ended before its report")
+    rows = pd.read_csv("reports/leaderboard.csv").to_dict("records")
+    ok = [row for row in rows if row["status"] == "ok"]
+    shown = [name for name, key in SHOWN.items() if any(pd.notna(row[key]) for row in ok)]
     table = Table(title=f"Leaderboard: {params.dataset.title}, test split")
-    for name in ("#", "family", "Fréchet dist.", "floor", "KID", "bits/dim", "PSNR", "training"):
+    for name in ("#", "family", *shown):
         table.add_column(name, justify="left" if name in ("#", "family") else "right")
-    for row in pd.read_csv("reports/leaderboard.csv").to_dict("records"):
+    for row in rows:
         if row["status"] != "ok":
-            table.add_row("-", row["family"], "[red]failed", *[""] * 5)
+            table.add_row("-", row["family"], "[red]failed")
             continue
-        bits = (
-            "-"
-            if pd.isna(row["bits_per_dim"])
-            else f"{row['bits_per_dim']:.3f} {row['likelihood_kind']}"
-        )
-        table.add_row(
-            f"{row['rank']:.0f}",
-            row["family"],
-            f"{row['frechet_distance']:.2f} ± {row['frechet_distance_std']:.2f}",
-            f"{row['frechet_distance_floor']:.2f}",
-            f"{row['kid']:.3f}",
-            bits,
-            "-" if pd.isna(row["psnr"]) else f"{row['psnr']:.1f} dB",
-            f"{row['train_seconds']:.0f} s",
-        )
+        cells = [_cell(SHOWN[name], row) if pd.notna(row[SHOWN[name]]) else "-" for name in shown]
+        table.add_row(f"{row['rank']:.0f}", row["family"], *cells)
     console.print(table)
-    for row in pd.read_csv("reports/leaderboard.csv").query("status != 'ok'").to_dict("records"):
+    for row in (row for row in rows if row["status"] != "ok"):
         console.print(f"{row['family']} failed: {row['reason']}", style="red", markup=False)
     report = Path("reports/leaderboard.html").absolute().as_uri()
     console.print(f"Report: {report}", soft_wrap=True)
     console.print("UIs:    make ui   (MLflow: runs and models; Prefect: flow runs)")
+
+
+SHOWN = {  # title -> column of the leaderboard; one that is empty is not shown
+    "Fréchet dist.": "frechet_distance",
+    "floor": "frechet_distance_floor",
+    "KID": "kid",
+    "coverage": "coverage",
+    "as asked": "condition_accuracy",
+    "bits/dim": "bits_per_dim",
+    "PSNR": "psnr",
+    "training": "train_seconds",
+}
+
+
+def _cell(key: str, row: dict[Any, Any]) -> str:
+    formats: dict[str, Callable[[], str]] = {
+        "frechet_distance": lambda: f"{row[key]:.2f} ± {row['frechet_distance_std']:.2f}",
+        "frechet_distance_floor": lambda: f"{row[key]:.2f}",
+        "kid": lambda: f"{row[key]:.3f}",
+        "bits_per_dim": lambda: f"{row[key]:.3f} {row['likelihood_kind']}",
+        "psnr": lambda: f"{row[key]:.1f} dB",
+        "train_seconds": lambda: f"{row[key]:.0f} s",
+    }
+    return formats[key]() if key in formats else f"{row[key]:.0%}"
 
 
 def show_families() -> None:
@@ -193,15 +227,34 @@ def show_families() -> None:
     console.print(table)
 
 
-def draw_samples(model: str, n: int, out: Path, seed: int, temperature: float) -> None:
-    """`genarena sample`: a registered model by URI or name, or a trained family from disk."""
+def draw_samples(
+    model: str,
+    n: int,
+    out: Path,
+    seed: int,
+    temperature: float,
+    label: str,
+    text: str,
+    source: list[Path],
+) -> None:
+    """`genarena sample`: a registered model by URI or name, or a trained family from disk.
+
+    `n` samples of the condition, or of each source where several are given.
+    """
     from PIL import Image
 
     with exit_on_bad_input("genarena"):
+        asked: dict[str, Any] = {name: v for name, v in (("label", label), ("text", text)) if v}
+        requests = [{"n": n, **asked}]
+        if source:
+            for file in source:
+                if not file.is_file():
+                    raise BadInput(f"--source: no file at {file}")
+            requests = [{"n": n, **asked, "source": file.read_bytes()} for file in source]
         home = Path.cwd()
         enter_project()
         prepare_environment()
-        images = _draw(model, load_params(), n, seed, temperature)
+        images = _draw(model, load_params(), requests, seed, temperature)
         folder = (home / out).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images):
@@ -210,7 +263,9 @@ def draw_samples(model: str, n: int, out: Path, seed: int, temperature: float) -
         console.print(f"{len(images)} images in {folder}")
 
 
-def _draw(model: str, params: Params, n: int, seed: int, temperature: float) -> Any:
+def _draw(
+    model: str, params: Params, requests: list[dict[str, Any]], seed: int, temperature: float
+) -> Any:
     import mlflow
     import pandas as pd
     from mlflow.exceptions import MlflowException
@@ -233,5 +288,8 @@ def _draw(model: str, params: Params, n: int, seed: int, temperature: float) -> 
             raise BadInput(f"the registry at {uri} does not answer") from outage
         hint = nearest(model, known) if known else "; nothing is registered yet: make run"
         raise BadInput(f"{uri}: no such model{hint}") from error
-    request = pd.DataFrame({"n": [n]})
-    return loaded.predict(request, params={"seed": seed, "temperature": temperature})
+    options = {"seed": seed, "temperature": temperature}
+    try:
+        return loaded.predict(pd.DataFrame(requests), params=options)
+    except (MlflowException, ValueError) as error:  # a request that the model cannot answer
+        raise BadInput(f"{uri}: {' '.join(str(error).split())}") from error

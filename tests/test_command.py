@@ -35,6 +35,13 @@ WRONG = [
     (["run", "--data-path", "/nowhere"], "dataset.path: /nowhere does not exist"),
     (["run", "--set", "train.seed"], "expected key=value"),
     (["run", "--set", "train.sede=1"], "train.sede: unknown key; did you mean 'seed'?"),
+    (
+        ["run", "--families", "pix2pix"],
+        "pix2pix cannot learn from this data: it needs pairs",
+    ),
+    (["run", "--families", "vae stackgan"], "stackgan cannot learn from this data: it needs capti"),
+    (["run", "--captions", "a seven"], "every template needs {name}"),
+    (["sample", "cgan", "--source", "/nowhere.png"], "--source: no file at /nowhere.png"),
     (["run", "--steps", "5", "--minutes", "2"], "train.budget: needs either 'steps' or 'minutes'"),
 ]
 
@@ -50,6 +57,36 @@ def test_bad_options_are_one_line_and_change_nothing(
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("genarena: ")
     assert (project / "params.yaml").read_bytes() == before
+
+
+def test_all_is_what_can_learn_from_the_data(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from genarena.command import _suited
+
+    monkeypatch.chdir(project)
+    plain = _suited({})
+    assert {"vae", "dcgan", "cgan"} <= set(plain)
+    assert not {"pix2pix", "srgan", "stackgan"} & set(plain)
+    assert "left out: srgan: it enlarges small images" in capsys.readouterr().out
+    small = _suited({"dataset.derive": "low_resolution"})
+    assert set(small) - set(plain) == {"srgan"}
+    told = _suited({"dataset.captions": ["a {name}"]})
+    assert set(told) - set(plain) == {"stackgan"}
+    unpaired = _suited({"dataset.derive": "edges", "dataset.paired": False})
+    assert set(unpaired) - set(plain) == {"cyclegan"}
+
+
+def test_another_data_set_starts_from_plain_images() -> None:
+    from genarena.command import _changes
+
+    changes = _changes("digits", "", "", "", ["dataset.derive=edges"])
+    assert changes["dataset.derive"] == "edges"
+    assert changes["dataset.paired"] is True
+    assert changes["dataset.captions"] == []
+    assert _changes("", "", "", "a {name}; b {name}", []) == {
+        "dataset.captions": ["a {name}", "b {name}"]
+    }
 
 
 def test_outside_of_a_project(tmp_path: Path) -> None:
