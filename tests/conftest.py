@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models import FAMILIES
-from models.base import DataSpec, GenerativeModel
+from models.base import Batch, DataSpec, GenerativeModel, SourceSpec
 from tasks.environment import prepare_environment
+from tasks.training.data import TrainData
 
 prepare_environment()
 
@@ -25,14 +27,55 @@ SMALL_CONFIGS = {
     "vae": {"latent_dim": 4, "width": 8, "hidden": 16, "mixture": 2},
     "dcgan": {"latent_dim": 4, "width": 8, "inversion_steps": 5},
     "realnvp": {"width": 8, "blocks": 1},
+    "gan": {"latent_dim": 4, "hidden": 16, "inversion_steps": 5},
+    "wgan": {"latent_dim": 4, "width": 8, "n_critic": 2, "inversion_steps": 5},
+    "wgan_gp": {"latent_dim": 4, "width": 8, "n_critic": 2, "inversion_steps": 5},
+    "cgan": {"latent_dim": 4, "embedding_dim": 4, "width": 8},
+    "stackgan": {"latent_dim": 4, "width": 4, "text_dim": 16, "condition_dim": 4},
+    "pix2pix": {"width": 8},
+    "srgan": {"width": 4, "blocks": 1},
+    "inpainting": {"width": 4},
+    "cyclegan": {"width": 4, "residual_blocks": 1, "discriminator_width": 4, "pool": 6},
+    "stylegan2": {
+        "latent_dim": 4,
+        "mapping_layers": 2,
+        "width": 4,
+        "style_mixing": 0.9,
+        "inversion_steps": 5,
+    },
 }
 
 
-def tiny_model(family: str, data: DataSpec = TINY, **changes: object) -> GenerativeModel:
+def suited_data(
+    family: str, shape: tuple[int, ...] = (1, 8, 8), *, levels: int = 4, classes: bool = True
+) -> DataSpec:
+    """Data of that shape which the family can learn from, with as few conditions as it needs."""
+    channels, height, width = shape
+    half = (channels, height // 2, width // 2)
+    sources = (
+        None,
+        SourceSpec(kind="pair", shape=shape),
+        SourceSpec(kind="low_resolution", shape=half),
+        SourceSpec(kind="masked", shape=(channels + 1, height, width)),
+        SourceSpec(kind="edges", shape=shape, aligned=False),
+    )
+    names = ("a", "b") if classes or "label" in FAMILIES[family].conditions else ()
+    for text_length in (0, 6):
+        for source in sources:
+            data = DataSpec(
+                shape=shape, levels=levels, classes=names, source=source, text_length=text_length
+            )
+            if FAMILIES[family].unsuited(data) is None:
+                return data
+    raise LookupError(f"{family} suits no data of shape {shape}")
+
+
+def tiny_model(family: str, data: DataSpec | None = None, **changes: object) -> GenerativeModel:
     """A small model of the family, the same at every call."""
     cls = FAMILIES[family]
     torch.manual_seed(0)
-    return cls(cls.Config(**{**SMALL_CONFIGS.get(family, {}), **changes}), data)
+    config = cls.Config(**{**SMALL_CONFIGS.get(family, {}), **changes})
+    return cls(config, data or suited_data(family))
 
 
 def tiny_images(n: int, data: DataSpec = TINY, seed: int = 0) -> torch.Tensor:
@@ -46,6 +89,40 @@ def tiny_images(n: int, data: DataSpec = TINY, seed: int = 0) -> torch.Tensor:
     noise = torch.rand(n, h, w, generator=generator)
     levels = (blob + 0.4 * noise).round().clamp(0, data.levels - 1).to(torch.uint8)
     return levels[:, None].expand(n, *data.shape).contiguous()
+
+
+def tiny_data(n: int, data: DataSpec) -> TrainData:
+    """A split of `n` examples with every condition that `data` speaks of."""
+    x = tiny_images(n, data)
+    source = None
+    if data.source is not None:
+        size = data.source.shape[1:]
+        small = F.interpolate(x.float(), size=size, mode="area").to(torch.uint8)
+        source = small[:, :1].expand(n, *data.source.shape).contiguous()
+        if data.source.kind == "masked":
+            hole = torch.zeros(n, 1, *size, dtype=torch.uint8)
+            hole[..., 2:5, 1:5] = 1
+            source = torch.cat([x * (1 - hole), hole * (data.levels - 1)], 1)
+        if not data.source.aligned:
+            source = source.roll(n // 2, 0)
+    text = None
+    if data.text_length:
+        words = [b"a blob", b"blobs\0"]
+        text = torch.tensor([list(words[i % 2]) for i in range(n)], dtype=torch.uint8)
+    label = torch.arange(n) % 2
+    aligned = data.source is None or data.source.aligned
+    return TrainData(x, label, source, text, aligned=aligned)
+
+
+def tiny_batch(n: int, data: DataSpec) -> Batch:
+    split = tiny_data(n, data)
+    return Batch(split.x, split.label, split.source, split.text)
+
+
+def conditions(model: GenerativeModel, n: int) -> dict[str, torch.Tensor]:
+    """What `sample` is to be asked with: the model's conditions, `n` rows."""
+    batch = tiny_batch(n, model.data)._asdict()
+    return {name: batch[name] for name in model.conditions}
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from tasks.training.comm import Comm
 from tasks.training.config import Budget, TrainConfig
 from tasks.training.data import TrainData, check_batch
 from tasks.training.loop import NonFiniteLoss, Outcome, train
-from tests.conftest import TINY, tiny_images, tiny_model
+from tests.conftest import TINY, tiny_data, tiny_images, tiny_model
 
 IMAGES = 40
 
@@ -40,7 +40,7 @@ def config(steps: int = 12, **changes: Any) -> TrainConfig:
 
 def run(family: str, directory: Path, settings: TrainConfig, **options: Any) -> tuple[Any, Outcome]:
     model = tiny_model(family)
-    outcome = train(model, TrainData(tiny_images(IMAGES)), settings, directory, **options)
+    outcome = train(model, tiny_data(IMAGES, model.data), settings, directory, **options)
     return model, outcome
 
 
@@ -209,6 +209,69 @@ def test_phases_repeat_and_skip(tmp_path: Path) -> None:
     critic = [call for call in model.calls[:3] if call[0] == "critic"]
     assert len({batch for _, batch, _ in critic}) == 3  # a fresh batch each time
     assert len({noise for _, _, noise in model.calls}) == len(model.calls)
+
+
+class Lazy(GenerativeModel):
+    """A regulariser that shares its modules and optimizer with the main phase, and a clip."""
+
+    def __init__(self) -> None:
+        super().__init__(None, TINY)
+        self.a, self.b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        self.ended: list[str] = []
+
+    def phases(self) -> tuple[Phase, ...]:
+        fast = OptimizerConfig(lr=1e-2)
+        return (
+            Phase("main", (self.a,), fast),
+            Phase("regulariser", (self.a,), fast, every=4),
+            Phase("other", (self.b,), fast),
+        )
+
+    def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        module = self.b if phase == "other" else self.a
+        return {"loss": module(torch.ones(1, 1)).mean()}
+
+    def after_step(self, phase: str) -> None:
+        assert not torch.is_grad_enabled()
+        self.ended.append(phase)
+        self.b.weight.clamp_(-0.5, 0.5)
+
+    def sample(self, n: int, **options: Any) -> Tensor:
+        raise NotImplementedError
+
+
+def test_lazy_regularisation_shares_the_optimiser_and_steps_have_an_end(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Lazy()
+    train(model, TrainData(tiny_images(IMAGES)), config(8), tmp_path)
+    assert model.ended == (["main", "regulariser", "other"] + ["main", "other"] * 3) * 2
+    assert float(model.b.weight.detach().abs()) <= 0.5
+    newest = sorted(tmp_path.glob("step-*"))[-1]
+    states = torch.load(newest / "optimizer.pt", weights_only=True)
+    assert [float(s["state"][0]["step"]) for s in states] == [
+        10.0,
+        8.0,
+    ]  # main and regulariser: one
+
+
+def test_unpaired_domains_are_shuffled_apart_and_each_is_seen_whole() -> None:
+    x = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1)
+    source, comm = torch.arange(24, dtype=torch.uint8).view(24, 1, 1, 1), Comm()
+    data = TrainData(x, source=source, aligned=False)
+    assert len(data) == 24
+    batches = [data.batch(i, 8, 0, comm) for i in range(15)]
+    xs = torch.cat([b.x for b in batches]).flatten()
+    sources = torch.cat([b.source for b in batches if b.source is not None]).flatten()
+    assert [sorted(xs[i : i + 40].tolist()) for i in (0, 40, 80)] == [list(range(40))] * 3
+    assert [sorted(sources[i : i + 24].tolist()) for i in range(0, 120, 24)] == [
+        list(range(24))
+    ] * 5
+    equal = TrainData(x, source=x.clone(), aligned=False)
+    both = [equal.batch(i, 8, 0, comm) for i in range(5)]
+    assert not all(torch.equal(b.x, b.source) for b in both if b.source is not None)
+    paired = TrainData(x, source=x.clone()).batch(3, 8, 0, comm)
+    assert paired.source is not None
+    assert torch.equal(paired.x, paired.source)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_phase(tmp_path: Path) -> None:

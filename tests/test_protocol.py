@@ -213,13 +213,18 @@ def test_pictures_are_in_the_order_they_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("condition", "score"), [("label", "frechet_distance"), ("source", "perceptual_distance")]
+    ("condition", "select", "score"),
+    [
+        ("label", "auto", "frechet_distance"),
+        ("source", "auto", "frechet_distance"),
+        ("source", "perceptual_distance", "perceptual_distance"),
+    ],
 )
 def test_validation_asks_with_the_splits_conditions(
-    condition: str, score: str, judge: Classifier
+    condition: str, select: Any, score: str, judge: Classifier
 ) -> None:
     data = DATA.model_copy(update={"source": EDGES})
-    config = TrainConfig(validation_samples=64)
+    config = TrainConfig(validation_samples=64, select=select)
     train = torch.from_numpy(split_of(100, seed=4).x)
     validate = Validator(split_of(40), train, extractor(judge), config)
     found = validate(Told(condition, data), 0)

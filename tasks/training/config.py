@@ -35,6 +35,6 @@ class TrainConfig(Config):
     validation_images: Positive = 512  # of the validation split, for the likelihood
     validation_samples: int = Field(512, ge=8)  # drawn from the model, for the Fréchet distance
     select: Literal["auto", "bits_per_dim", "frechet_distance", "perceptual_distance", "psnr"] = (
-        "auto"  # the first that is measured: bits_per_dim, perceptual_distance, frechet_distance
+        "auto"  # bits_per_dim for a family with a likelihood, else frechet_distance
     )
     max_failures: int = Field(3, ge=0)  # lost workers that are replaced before giving up

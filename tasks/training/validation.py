@@ -65,7 +65,7 @@ class Validator:
         self._picture(model, samples, step)
         wanted: str = self.config.select
         if wanted == "auto":
-            preferred = ("bits_per_dim", "perceptual_distance", "frechet_distance")
+            preferred = ("bits_per_dim", "frechet_distance")
             wanted = next(name for name in preferred if name in metrics)
         if wanted not in metrics:
             raise ValueError(f"train.select: {wanted} is not measured for this family and data")
