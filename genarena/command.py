@@ -254,8 +254,10 @@ def draw_samples(
         home = Path.cwd()
         enter_project()
         prepare_environment()
-        images = _draw(model, load_params(), requests, seed, temperature)
         folder = (home / out).absolute()
+        if folder.exists() and not folder.is_dir():
+            raise BadInput(f"--out: {out} is a file; give a folder")
+        images = _draw(model, load_params(), requests, seed, temperature)
         folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images):
             pixels = image[..., 0] if image.shape[-1] == 1 else image
@@ -288,6 +290,10 @@ def _draw(
             raise BadInput(f"the registry at {uri} does not answer") from outage
         hint = nearest(model, known) if known else "; nothing is registered yet: make run"
         raise BadInput(f"{uri}: no such model{hint}") from error
+    takes = loaded.metadata.get_input_schema().input_names()
+    for name in requests[0]:  # MLflow drops, without a word, what the model does not take
+        if name not in takes:
+            raise BadInput(f"--{name}: {uri} takes no {name}; it takes {', '.join(takes)}")
     options = {"seed": seed, "temperature": temperature}
     try:
         return loaded.predict(pd.DataFrame(requests), params=options)

@@ -101,6 +101,7 @@ class GenerativeModel(nn.Module, ABC):
     likelihood: ClassVar[Literal["exact", "bound", "ode", "none"]] = "none"
     reconstruction: ClassVar[Literal["encode-decode", "inversion", "cycle", "none"]] = "none"
     conditions: ClassVar[frozenset[str]] = frozenset()  # of {"label", "source", "text"}
+    training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of buffers that no sample depends on
 
     def __init__(self, config: Any, data: DataSpec) -> None:
         super().__init__()

@@ -176,6 +176,7 @@ class CycleGAN(GenerativeModel):
     paper = "Zhu et al. 2017, arXiv:1703.10593"
     reconstruction = "cycle"
     conditions = frozenset({"source"})
+    training_only = ("image_pool.", "source_pool.")
     config: CycleGANConfig
 
     def __init__(self, config: CycleGANConfig, data: DataSpec) -> None:

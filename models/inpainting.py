@@ -14,7 +14,8 @@ As in the paper: the loss looks at the hole alone, the discriminator learns ten 
 slowly than the generator (2e-4 and 2e-3), and what is known is copied, never painted. The
 hole may be anywhere; it is what the data says.
 
-Deviations: the encoder also sees the mask, and the hole is the grey of 0, not the mean image;
+Deviations: the encoder also sees the mask, and the hole is black, not the mean image; each image
+has one hole for the whole training, the data's, where the paper draws a new one each time;
 its features are handed across to the decoder scale by scale, which the paper's bottleneck
 forbids for the sake of feature learning, and which joins the hole's rim to its surroundings
 (`skips: false` is the paper's); the squared error is the mean over each image's hole, so that

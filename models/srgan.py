@@ -17,7 +17,7 @@ Other deviations: generator and discriminator start together, where the paper fi
 SRResNet for a million steps; 4 residual blocks and 32 channels, not 16 and 64; Adam with
 lr 1e-3 for the generator and 2e-4 for the discriminator, not 1e-4, for training is a
 thousandth of the paper's; the number of strided convolutions follows the image's size; the
-small image is what the data says, whatever made it small.
+small image is what the data says, whatever made it small, and is scaled to [-1, 1], not [0, 1].
 """
 
 from __future__ import annotations

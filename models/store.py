@@ -28,9 +28,11 @@ def build(family: str, config: dict[str, Any], data: dict[str, Any]) -> Generati
 
 
 def save(directory: Path, model: GenerativeModel, family: str, weights: dict[str, Tensor]) -> None:
-    """Write the model to `directory`, which is made; `weights` is its state dict."""
+    """Write the model to `directory`, which is made; `weights` is its state dict, of which what is
+    `training_only` is left out."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, directory / WEIGHTS)
+    kept = {k: v for k, v in weights.items() if not k.startswith(model.training_only)}
+    save_file({k: v.detach().cpu().contiguous() for k, v in kept.items()}, directory / WEIGHTS)
     description = {
         "family": family,
         "config": model.config.model_dump(mode="json"),
@@ -54,7 +56,10 @@ def load(directory: Path) -> GenerativeModel:
             f"expected {description['weights_sha256'][:12]})"
         )
     model = build(description["family"], description["config"], description["data"])
-    model.load_state_dict(load_file(directory / WEIGHTS))
+    keys = model.load_state_dict(load_file(directory / WEIGHTS), strict=False)
+    wrong = [k for k in keys.missing_keys if not k.startswith(model.training_only)]
+    if wrong or keys.unexpected_keys:
+        raise ValueError(f"{directory / WEIGHTS}: lacks or adds {[*wrong, *keys.unexpected_keys]}")
     return model.eval()
 
 

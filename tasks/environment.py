@@ -35,6 +35,8 @@ DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "RAY_COLOR_PREFIX": "0",
     "GIT_PYTHON_REFRESH": "quiet",
+    # OpenMP: threads that wait sleep; spinning, they starve each other wherever cores are shared
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 

@@ -45,11 +45,13 @@ def _register(params: Params, rows: list[dict[str, Any]], root: Path) -> dict[st
     client = tracking.connect(params)
     dataset = params.dataset.title
     done = {}
+    # what needs a source image generates nothing by itself
+    free = [row for row in rows if "source" not in FAMILIES[row["family"]].conditions]
     for row in rows:
         folder = root / "artifacts/train" / row["family"]
         run_id = tracking.run_of(client, params, row["family"], folder)
         names = [f"{dataset}-{row['family']}"]
-        if row["rank"] == 1:
+        if row in free[:1]:
             names.append(f"{dataset}-generator")
         for name in names:
             done[name] = _version(client, name, row, run_id, folder)

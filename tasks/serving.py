@@ -11,6 +11,7 @@ transparent pixels are the missing ones). Parameters: `seed`, `temperature`. Out
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from models import store
 from models.base import DataSpec
@@ -61,7 +62,7 @@ class Sampler(mlflow.pyfunc.PythonModel):
         one = {
             name: READERS[name](request[name], self.model.data)
             for name in self.model.conditions
-            if request.get(name) is not None
+            if not _absent(request.get(name))
         }
         parts = []
         for start in range(0, n, LARGEST_BATCH):
@@ -69,6 +70,11 @@ class Sampler(mlflow.pyfunc.PythonModel):
             given: dict[str, Any] = {k: c.expand(count, *c.shape) for k, c in one.items()}
             parts.append(self.model.sample(count, temperature=temperature, **given))
         return torch.cat(parts) if parts else torch.empty(0, *self.model.data.shape)
+
+
+def _absent(value: Any) -> bool:
+    """None, or the NaN that pandas puts in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def read_label(value: Any, data: DataSpec) -> torch.Tensor:
@@ -104,19 +110,32 @@ def read_source(value: Any, data: DataSpec) -> torch.Tensor:
         with Image.open(io.BytesIO(value)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"source: {image.width}x{image.height} is too large")
-            if image.size != (width, height):
-                found = f"{image.width}x{image.height}"
+            upright = ImageOps.exif_transpose(image)
+            if upright.size != (width, height):
+                found = f"{upright.width}x{upright.height}"
                 raise ValueError(f"source: the image is {found}, the model takes {width}x{height}")
-            pixels = np.array(image.convert(modes[channels]))
+            if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+                raise ValueError(f"source: mode {image.mode} is not 8-bit")
+            pixels = np.array(_flat(upright, masked).convert(modes[channels]))
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"source: not an image file ({error})") from error
     planes = pixels.reshape(height, width, channels).transpose(2, 0, 1).astype(float)
     levels = np.round(planes * (data.levels - 1) / 255)
     if masked:  # alpha 0 is a hole
         hole = pixels[..., -1] < 128
+        if not hole.any():
+            raise ValueError("source: no pixel is transparent, so nothing is missing")
         levels[:-1, hole] = 0
         levels[-1] = hole * (data.levels - 1)
     return torch.from_numpy(levels.astype(np.uint8))
+
+
+def _flat(image: Image.Image, masked: bool) -> Image.Image:
+    """White under what is transparent, as when the data was prepared; a mask keeps its alpha."""
+    if masked or not image.has_transparency_data:
+        return image
+    raised = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", raised.size, "white"), raised).convert("RGB")
 
 
 READERS = {"label": read_label, "text": read_text, "source": read_source}

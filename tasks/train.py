@@ -28,7 +28,15 @@ from tasks.training.loop import NonFiniteLoss
 from tasks.training.watch import Watch
 from tasks.training.worker import HISTORY, OUTCOME, PICTURES
 
-JUDGES = ("classifier", "conditions", "features", "fidelity", "manifold", "translation")
+JUDGES = (
+    "classifier",
+    "conditions",
+    "features",
+    "fidelity",
+    "manifold",
+    "reconstruction",
+    "translation",
+)
 
 
 def run(family: str, params: Params, prepared: Path, classifier: Path, out: Path) -> dict[str, Any]:

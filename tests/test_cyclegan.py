@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from models import store
 from models.base import Batch, DataSpec, SourceSpec, to_signed
 from models.cyclegan import CycleGAN, CycleGANConfig, ImagePool
 from tasks.training.config import Budget, TrainConfig
 from tasks.training.data import TrainData
 from tasks.training.loop import train
-from tests.conftest import tiny_batch, tiny_images
+from tests.conftest import tiny_batch, tiny_images, tiny_model
 
 
 def data(channels: int = 1) -> DataSpec:
@@ -121,3 +123,13 @@ def test_the_cycle_is_there_and_back() -> None:
 )
 def test_unsuited_sources_are_named(source: SourceSpec, words: str) -> None:
     assert words in str(CycleGAN.unsuited(DataSpec(shape=(1, 8, 8), levels=4, source=source)))
+
+
+def test_the_pool_is_no_part_of_the_saved_model(tmp_path: Path) -> None:
+    model = tiny_model("cyclegan")
+    for phase in model.phases():
+        model.losses(tiny_batch(4, model.data), phase.name)
+    assert model.image_pool.images.any()
+    store.save(tmp_path, model, "cyclegan", model.state_dict())
+    assert not [name for name in load_file(tmp_path / store.WEIGHTS) if "pool" in name]
+    assert not store.load(tmp_path).image_pool.images.any()

@@ -16,7 +16,7 @@ from tasks.errors import BadInput
 from tasks.params import check_params
 from tests.test_data import contents, folder, image_folder
 
-N = 60
+N = 90
 
 
 def noise(n: int = N, size: int = 8, seed: int = 0) -> np.ndarray:
@@ -82,6 +82,12 @@ def test_files_without_a_partner_and_odd_widths_are_named(
     (two_folders / "source/05.bmp").write_bytes(b"no image")
     kept = prepare.run(pairs(two_folders, skip_bad=True), tmp_path / "out")
     assert sum(kept["counts"].values()) == N - 2
+    (two_folders / "README.md").write_text("about")
+    save(two_folders / "source/06.png", noise(1)[0])  # 06.bmp is there already
+    with pytest.raises(BadInput) as caught:
+        prepare.run(pairs(two_folders), tmp_path / "out")
+    assert "README.md (outside source/ and target/)" in str(caught.value)
+    assert "source/06.png (one of several files of that name)" in str(caught.value)
     for i in range(N):
         save(side_by_side / f"{i:02d}.png", noise(1, 9)[0])
     with pytest.raises(BadInput, match="9 wide, which is odd"):
@@ -107,16 +113,24 @@ def test_unpaired_training_never_holds_both_images_of_a_pair(
     assert (test.source == 255 - test.x).all()  # to measure by
 
 
+def test_a_domain_too_small_to_be_measured_is_refused(two_folders: Path, tmp_path: Path) -> None:
+    for file in sorted((two_folders / "source").iterdir())[8:]:
+        file.unlink()
+    with pytest.raises(BadInput, match=r"\d sources fall into the \w+ split; at least 6"):
+        prepare.run(pairs(two_folders, paired=False), tmp_path / "out")
+
+
 def test_two_unpaired_folders_need_no_names_and_no_equal_numbers(
     two_folders: Path, tmp_path: Path
 ) -> None:
     for i, image in enumerate(noise(40, seed=7)):
         save(two_folders / "source" / f"more-{i}.png", image)
+    save(two_folders / "source" / "03.png", noise(1, seed=8)[0])  # beside 03.bmp: another image
     manifest = prepare.run(pairs(two_folders, paired=False), tmp_path / "out")
     assert manifest["spec"]["source"]["truth"] is False
     splits = [shards.read_split(tmp_path / "out", s) for s in shards.SPLITS]
     assert sum(len(s.x) for s in splits) == N
-    assert sum(len(s.source) for s in splits if s.source is not None) == N + 40
+    assert sum(len(s.source) for s in splits if s.source is not None) == N + 41
 
 
 def test_edges_are_thin_lines_around_a_square() -> None:
@@ -209,6 +223,9 @@ def test_attributes_are_labels_of_several_bits(tmp_path: Path) -> None:
         assert split.label.tolist() == [truth[x.tobytes()] for x in split.x]
     (source / "attributes.csv").write_text("\n".join([*rows[:-1], "59.png,1,maybe"]))
     with pytest.raises(BadInput, match="'maybe' is neither 0 nor 1"):
+        prepare.run(image_folder(source), tmp_path / "out")
+    (source / "attributes.csv").write_text("\n".join([*rows, rows[-1]]))
+    with pytest.raises(BadInput, match="stands twice"):
         prepare.run(image_folder(source), tmp_path / "out")
 
 

@@ -104,7 +104,8 @@ mlflow.set_tracking_uri(sys.argv[1])
 result = {}
 for name in sys.argv[2:]:
     model = mlflow.pyfunc.load_model(f"models:/digits-{name}@champion")
-    draw = lambda **p: model.predict(pd.DataFrame({"n": [3, 2]}), params=p)
+    asked = {"label": ["7", "7"]} if len(model.metadata.signature.inputs) > 1 else {}
+    draw = lambda **p: model.predict(pd.DataFrame({"n": [3, 2], **asked}), params=p)
     one, same, other, cold = draw(seed=1), draw(seed=1), draw(seed=2), draw(seed=1, temperature=0.0)
     assert (one == same).all() and (one != other).any() and (cold == cold[0]).all()
     assert model.metadata.signature.inputs and model.metadata.saved_input_example_info
@@ -148,6 +149,14 @@ def test_the_command_draws_samples(finished: Path, tmp_path: Path) -> None:
     done = projects.genarena(finished, "sample", "vae", "-n", "5", "--out", str(tmp_path / "s"))
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "s").glob("*.png"))) == 5
+    asked = projects.genarena(finished, "sample", "cgan", "--label", "7", "-n", "3", "--out", "no")
+    assert asked.returncode == 0, asked.stderr
+    vain = projects.genarena(finished, "sample", "vae", "--label", "7")
+    assert vain.returncode == 2
+    assert "takes no label; it takes n" in vain.stderr
+    unknown = projects.genarena(finished, "sample", "cgan", "--label", "x")
+    assert unknown.returncode == 2
+    assert "no class 'x'" in unknown.stderr
     wrong = projects.genarena(finished, "sample", "digits-va")
     assert wrong.returncode == 2
     assert wrong.stderr.strip().endswith("did you mean 'digits-vae'?")

@@ -173,6 +173,9 @@ def test_translation_is_measured_once_for_each_source(judge: Classifier) -> None
     error = (split.x.astype(float) - split.source) ** 2
     assert metrics["psnr_floor"] == pytest.approx(10 * np.log10(15**2 / error.mean()))
     assert metrics["reconstruction_floor_kind"] == "copy of the input"
+    free = measure(Told("label", data), judge).metrics
+    assert free["samples"] == 80  # as many as a translator has, so that the distances compare
+    assert free["frechet_distance_floor"] == metrics["frechet_distance_floor"]
     unknown = data.model_copy(
         update={"source": EDGES.model_copy(update={"aligned": False, "truth": False})}
     )
@@ -191,6 +194,12 @@ def test_floors_are_what_costs_nothing() -> None:
     assert (filled[hole == 0] == x[hole == 0]).all()
     for image, mask, out in zip(x, hole, filled, strict=True):
         assert (out[mask == 1] == round(float(image[mask == 0].mean()))).all()
+    spec_data = DATA.model_copy(update={"source": spec})
+    eye = Extractor("pixels", "", lambda x: x.flatten(1).float(), torch.device("cpu"))
+    shown, _ = translation.measure(filled, x, masked, spec_data, eye)
+    error = ((x.astype(float) - filled) ** 2)[hole == 1].mean()
+    assert shown["psnr_hole"] == pytest.approx(10 * np.log10(15**2 / error))
+    assert shown["psnr_hole"] == shown["psnr_hole_floor"] < shown["psnr"]
     small = SourceSpec(kind="low_resolution", shape=(1, 4, 4))
     flat = np.full((2, 1, 4, 4), 9, np.uint8)
     assert (translation.naive(flat, small, DATA) == 9).all()
@@ -253,6 +262,7 @@ def test_a_fall_of_coverage_is_told_once(capsys: pytest.CaptureFixture[str]) -> 
             {"step": step, "validation/coverage": coverage, "validation/coverage_floor": 0.9}
         )
         watch._warn(records)
+    watch._warn([{"step": 0, "validation/coverage": 0.0, "validation/coverage_floor": 0.0}])
     told = capsys.readouterr().out.splitlines()
     assert [line.split("step ")[1].split(" ")[0] for line in told] == ["3", "6"]
     assert "cover 30% of the validation images; it was 80%" in told[0]

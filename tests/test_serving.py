@@ -97,7 +97,10 @@ def serving_of(folder: Path) -> serving.Sampler:
 
 DATA = DataSpec(shape=(1, 8, 8), levels=16, classes=("cat", "dog"), text_length=5)
 MASKED = DATA.model_copy(update={"source": SourceSpec(kind="masked", shape=(2, 8, 8))})
+OPAQUE = io.BytesIO()
+Image.new("LA", (8, 8), (9, 255)).save(OPAQUE, format="png")
 WRONG = [
+    (serving.read_source, OPAQUE.getvalue(), MASKED, "nothing is missing"),
     (serving.read_label, "cow", DATA, "no class 'cow'; there are"),
     (serving.read_text, "too long", DATA, "8 bytes; 1 to 5"),
     (serving.read_source, b"no image", MASKED, "not an image file"),
@@ -118,6 +121,30 @@ def test_attributes_and_holes_are_read() -> None:
     levels[1] = 15 * (levels[1] > 7)
     levels[0][levels[1] > 0] = 0
     assert torch.equal(serving.read_source(png(levels, MASKED), MASKED), levels)
+
+
+def test_a_source_is_read_as_it_was_prepared(tmp_path: Path) -> None:
+    """Transparency on white, turned upright, by both."""
+    from tasks.data.images import read_images
+
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
+    image = Image.fromarray(pixels, "RGBA")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    import fsspec
+
+    prepared = read_images(fsspec.filesystem("file"), str(tmp_path), ["a.png"], None)[0]["a.png"]
+    source = SourceSpec(kind="pair", shape=(3, 8, 8))
+    data = DataSpec(shape=(3, 8, 8), levels=256, source=source)
+    served = serving.read_source((tmp_path / "a.png").read_bytes(), data)
+    assert (served.permute(1, 2, 0).numpy() == prepared).all()
+
+
+def test_a_label_left_out_of_one_row_is_drawn() -> None:
+    sampler = serving.Sampler()
+    sampler.model = tiny_model("cgan").eval()
+    assert len(sampler.predict(None, pd.DataFrame({"n": [2, 3], "label": ["a", None]}))) == 5
 
 
 def test_every_family_has_its_conditions_readers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -42,7 +43,7 @@ class DatasetConfig(Config):
     def outline(self) -> DataSpec:
         """The data's kind as far as this section tells it; sizes are placeholders.
 
-        A folder may turn out to have no classes or no captions: only `prepare` sees that.
+        A folder in an object store is not looked into: only `prepare` sees what it has.
         """
         side = 64
         source = None
@@ -53,12 +54,18 @@ class DatasetConfig(Config):
             small = side // self.scale if kind == "low_resolution" else side
             channels = 2 if kind == "masked" else 1
             source = SourceSpec(kind=kind, shape=(channels, small, small), aligned=self.paired)
+        labels, captions = self.name != "paired_folder", bool(self.captions)
+        folder = Path(self.path)
+        if self.name == "image_folder" and folder.is_dir():
+            visible = [p for p in folder.iterdir() if not p.name.startswith(".")]
+            labels = any(p.is_dir() or p.name == "attributes.csv" for p in visible)
+            captions |= (folder / "captions.csv").exists()
         return DataSpec(
             shape=(1, side, side),
             levels=256,
-            classes=() if self.name == "paired_folder" else ("a", "b"),
+            classes=("a", "b") if labels else (),
             source=source,
-            text_length=1 if self.captions or self.name == "image_folder" else 0,
+            text_length=int(captions or (self.name == "image_folder" and "://" in self.path)),
         )
 
     @model_validator(mode="after")

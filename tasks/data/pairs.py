@@ -41,12 +41,14 @@ def read_pairs(config: DatasetConfig) -> Raw:
 def _two_folders(
     config: DatasetConfig, fs: fsspec.AbstractFileSystem, root: str, names: list[str]
 ) -> Raw:
-    bad: dict[str, str] = {}
+    bad = {n: f"outside {SOURCE} and {TARGET}" for n in names if "/" not in n}
     if config.paired:
-        stems = {name: _partner(name) for name in names}
-        sides = [{s for n, s in stems.items() if n.startswith(f)} for f in (SOURCE, TARGET)]
-        alone = sides[0] ^ sides[1]
-        bad = {n: "has no partner in the other folder" for n, s in stems.items() if s in alone}
+        stems = {name: _partner(name) for name in names if name not in bad}
+        sides = [[s for n, s in stems.items() if n.startswith(f)] for f in (SOURCE, TARGET)]
+        alone = set(sides[0]) ^ set(sides[1])
+        twice = {s for side in sides for s in side if side.count(s) > 1}
+        bad |= {n: "has no partner in the other folder" for n, s in stems.items() if s in alone}
+        bad |= {n: "one of several files of that name" for n, s in stems.items() if s in twice}
     images: dict[str, Pixels] = {}
     for folder in (SOURCE, TARGET):
         chosen = [n for n in names if n.startswith(folder) and n not in bad]
@@ -54,12 +56,16 @@ def _two_folders(
         images |= found
         bad |= worse
     if config.paired:  # a bad file takes its partner with it
-        lost = {_partner(n) for n in bad}
+        lost = {_partner(n) for n in bad if "/" in n}
         images = {n: image for n, image in images.items() if n in bad or _partner(n) not in lost}
     images, skipped = refuse(config, images, bad)
     stacks = []
     for folder in (SOURCE, TARGET):
-        side = {_partner(n): image for n, image in images.items() if n.startswith(folder)}
+        side = {
+            _partner(n) if config.paired else n: image
+            for n, image in images.items()
+            if n.startswith(folder)
+        }
         if not side:
             raise BadInput(f"dataset.path: {config.path}/{folder} holds no usable image")
         stacks.append(stack([side[stem] for stem in sorted(side)]))

@@ -29,6 +29,7 @@ from tasks.data.splits import SPLITS, assign, domains, duplicates
 from tasks.errors import BadInput
 
 ROWS_PER_SHARD = 16_384
+LEAST = 6  # rows of a split: what the fifth neighbour takes to be measured
 SCHEMA = pa.schema(
     [("x", pa.binary()), ("label", pa.int64()), ("source", pa.binary()), ("text", pa.string())]
 )
@@ -52,15 +53,17 @@ def write(directory: Path, raw: Raw, config: DatasetConfig) -> dict[str, Any]:
     split = assign(hashes, raw.is_test, config)
     order = sorted(range(len(hashes)), key=lambda i: (hashes[i], _label(raw, i) or 0))
     directory.mkdir(parents=True)
-    counts, content = {}, hashlib.sha256()
+    kept, counts, content = {}, {}, hashlib.sha256()
     for name in SPLITS:
         rows = [i for i in order if split[i] == name]
         rows, sources = domains(rows, hashes, raw, config, name)
-        if len(rows) < 2:
-            raise BadInput(
-                f"dataset: {len(rows)} of {len(hashes)} images fall into the {name} split; "
-                "at least 2 are needed: give more images or a larger share"
-            )
+        kept[name] = rows
+        for what, found in (("images", rows), ("sources", rows if sources is None else sources)):
+            if len(found) < LEAST:
+                raise BadInput(
+                    f"dataset: {len(found)} {what} fall into the {name} split; at least {LEAST} "
+                    "are needed: give more images or a larger share"
+                )
         counts[name] = len(rows) if sources is None else min(len(rows), len(sources))
         for i in rows:
             content.update(name.encode() + hashes[i] + str(_label(raw, i)).encode())
@@ -80,7 +83,7 @@ def write(directory: Path, raw: Raw, config: DatasetConfig) -> dict[str, Any]:
             text_length=max((len(text.encode()) for text in raw.text or ()), default=0),
         ).model_dump(mode="json"),
         "counts": counts,
-        "class_counts": _class_counts(raw, split),
+        "class_counts": _class_counts(raw, kept),
         "content_sha256": content.hexdigest(),
         "duplicates": duplicates(hashes, split),
         "skipped": raw.skipped,
@@ -152,8 +155,8 @@ def _label(raw: Raw, i: int) -> int | None:
     return int(raw.label[i])
 
 
-def _class_counts(raw: Raw, split: list[str]) -> dict[str, dict[str, int]]:
+def _class_counts(raw: Raw, kept: dict[str, list[int]]) -> dict[str, dict[str, int]]:
     if raw.label is None or raw.attributes:
         return {}
-    pairs = Counter(zip(split, raw.label.tolist(), strict=True))
-    return {s: {c: pairs[s, i] for i, c in enumerate(raw.classes)} for s in SPLITS}
+    counted = {split: Counter(raw.label[rows].tolist()) for split, rows in kept.items()}
+    return {s: {c: counts[i] for i, c in enumerate(raw.classes)} for s, counts in counted.items()}

@@ -20,6 +20,8 @@ def read_captions(fs: fsspec.AbstractFileSystem, root: str) -> dict[str, list[st
         raise BadInput(f"{root}/{CAPTIONS}: columns {list(table.columns)}, not file, caption")
     captions: dict[str, list[str]] = {}
     for file, caption in zip(table["file"], table["caption"], strict=True):
+        if not caption.strip():
+            raise BadInput(f"{root}/{CAPTIONS}: {file} has an empty caption")
         captions.setdefault(file, []).append(" ".join(caption.split()))
     return captions
 
@@ -42,6 +44,8 @@ def read_attributes(
         wrong = [v for v in row[1:] if v.strip() not in values]
         if wrong:
             raise BadInput(f"{where}: {row[0]}: {wrong[0]!r} is neither 0 nor 1")
+        if row[0] in found:
+            raise BadInput(f"{where}: {row[0]} stands twice")
         found[str(row[0])] = [values[v.strip()] for v in row[1:]]
     return names, found
 

@@ -83,6 +83,8 @@ def measure(
     found.truth = "source" not in model.conditions or (source is not None and source.truth)
     torch.manual_seed(seed)
     begun = time.perf_counter()
+    if source is not None:  # a translator has no more: the distance falls with their number
+        samples = min(samples, len(test.x), len(test.source if test.source is not None else test.x))
     drawn = conditions.draw(model, test, samples, batch_size, say)
     found.metrics["sample_images_per_second"] = len(drawn) / (time.perf_counter() - begun)
     found.metrics["samples"] = len(drawn)
@@ -108,11 +110,11 @@ def _fidelity(found: Measured, samples: Images, untrained: Images, yardstick: Ya
     metrics["features"], metrics["features_sha256"] = extract.name, extract.sha256
     metrics["frechet_distance"] = fidelity.frechet_distance(fake, real)
     metrics["frechet_distance_std"] = fidelity.frechet_distance_spread(fake, real)
-    metrics["frechet_distance_floor"] = fidelity.frechet_distance(train, real)
+    count = min(len(fake), len(train))  # the floors at the same number: they depend on it
+    metrics["frechet_distance_floor"] = fidelity.frechet_distance(train[:count], real)
     metrics["frechet_distance_untrained"] = fidelity.frechet_distance(extract(untrained), real)
     metrics["kid"], metrics["kid_std"] = fidelity.kid(fake, real)
-    metrics["kid_floor"], _ = fidelity.kid(train, real)
-    count = min(len(fake), len(train))  # coverage grows with the number: the same for the floor
+    metrics["kid_floor"], _ = fidelity.kid(train[:count], real)
     metrics["manifold_samples"] = count
     metrics |= manifold_metrics(real, fake[:count])
     floors = manifold_metrics(real, train[:count])
@@ -195,7 +197,11 @@ def _cycle(found: Measured, model: GenerativeModel, test: Images) -> None:
     if model.reconstruction != "cycle":
         return
     rendered = _rendered(found, model, test)
-    found.metrics["cycle_psnr"] = reconstruction.psnr(test, rendered, model.data.levels)
+    value = reconstruction.psnr(test, rendered, model.data.levels)
+    if math.isfinite(value):
+        found.metrics["cycle_psnr"] = value
+    else:
+        found.not_applicable["cycle_psnr"] = "infinite: every image comes back exactly"
     found.metrics["cycle_ssim"] = reconstruction.ssim(test, rendered, model.data.levels)
 
 

@@ -48,7 +48,8 @@ def measure(
     """PSNR, SSIM and perceptual distance against the truth, each with its floor; and what is
     not applicable, with the reason.
 
-    The perceptual distance is the mean Euclidean distance of the extractor's features.
+    The perceptual distance is the mean Euclidean distance of the extractor's features. PSNR is of
+    the whole image; where pixels were missing, `psnr_hole` is of those alone.
     """
     assert data.source is not None
     floor = naive(source, data.source, data)
@@ -69,6 +70,12 @@ def measure(
         metrics[f"ssim{ending}"] = reconstruction.ssim(truth, images, data.levels)
         apart = np.linalg.norm(extractor(images) - features, axis=1)
         metrics[f"perceptual_distance{ending}"] = float(apart.mean())
+    if data.source.kind == "masked":
+        hole = np.broadcast_to(source[:, -1:] > 0, truth.shape)
+        for ending, images in (("", outputs), ("_floor", floor)):
+            value = reconstruction.psnr(truth[hole], images[hole], data.levels)
+            if math.isfinite(value):
+                metrics[f"psnr_hole{ending}"] = value
     return metrics, reasons
 
 

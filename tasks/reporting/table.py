@@ -94,6 +94,7 @@ COLUMNS = [
         "bits/dim ↓", _number("bits_per_dim", ".3f", lambda r: str(r.get("likelihood_kind", "")))
     ),
     Column("PSNR, dB ↑", _psnr, _floor("psnr_floor", ".1f")),
+    Column("PSNR in the hole ↑", _number("psnr_hole", ".1f"), _floor("psnr_hole_floor", ".1f")),
     Column("SSIM ↑", _number("ssim", ".3f"), _floor("ssim_floor", ".3f")),
     Column(
         "perceptual ↓",

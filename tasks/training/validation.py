@@ -43,10 +43,7 @@ class Validator:
     ) -> None:
         self.split, self.extractor, self.config, self.pictures = split, extractor, config, pictures
         self.real = extractor(split.x)
-        floor = manifold_metrics(
-            self.real, extractor(train[: config.validation_samples]), keys=COVERAGE
-        )
-        self.coverage_floor = floor["coverage"]  # what as many training images would cover
+        self.train = extractor(train[: config.validation_samples])
 
     def __call__(self, model: GenerativeModel, step: int) -> dict[str, Any]:
         torch.manual_seed(self.config.seed)
@@ -55,7 +52,7 @@ class Validator:
         metrics: dict[str, Any] = {
             "frechet_distance": frechet_distance(features, self.real),
             **manifold_metrics(self.real, features, keys=COVERAGE),
-            "coverage_floor": self.coverage_floor,
+            "coverage_floor": self._coverage_floor(len(samples)),
         }
         if model.likelihood != "none":
             x = torch.from_numpy(self.split.x[: self.config.validation_images]).to(model.device)
@@ -70,6 +67,10 @@ class Validator:
         if wanted not in metrics:
             raise ValueError(f"train.select: {wanted} is not measured for this family and data")
         return {**metrics, "score": metrics[wanted] * (-1 if wanted in HIGHER_IS_BETTER else 1)}
+
+    def _coverage_floor(self, n: int) -> float:
+        """What as many training images cover."""
+        return manifold_metrics(self.real, self.train[:n], keys=COVERAGE)["coverage"]
 
     def _translation(self, model: GenerativeModel, samples: Tensor) -> dict[str, float]:
         spec, split, n = model.data.source, self.split, len(samples)

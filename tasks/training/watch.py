@@ -33,7 +33,7 @@ class Watch:
 
     def _warn(self, records: list[dict[str, Any]]) -> None:
         """Once for each fall: the coverage was there, and less than half of the floor is left."""
-        checked = [r for r in records if "validation/coverage" in r]
+        checked = [r for r in records if r.get("validation/coverage_floor")]
         shares = [r["validation/coverage"] / r["validation/coverage_floor"] for r in checked]
         fallen = bool(shares) and max(shares) >= COLLAPSE and shares[-1] < COLLAPSE
         if fallen and not self.fallen:
