@@ -18,7 +18,8 @@ paper uses it for some tasks), and nowhere else, for it is not defined there; im
 pixels a side are halved once or not at all before the residual blocks, not twice; 2 residual
 blocks and 16 channels by default, not 6 or 9 and 64; discriminator patches are 34 pixels wide,
 not 70, for images are smaller than the paper's 256; batches are larger than 1, so the pool
-turns over within a step; the learning rate does not decay, weights are averaged instead.
+turns over within a step, and the fakes that join it are made anew by the generators just updated;
+the learning rate does not decay, weights are averaged instead.
 """
 
 from __future__ import annotations
