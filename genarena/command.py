@@ -288,7 +288,9 @@ def _draw(
         except MlflowException as outage:
             uri = tracking.tracking_uri(params)
             raise BadInput(f"the registry at {uri} does not answer") from outage
-        hint = nearest(model, known) if known else "; nothing is registered yet: make run"
+        hint = nearest(model, [*known, *FAMILIES]) if known else ": nothing is registered yet"
+        if model in FAMILIES:
+            hint = f"; train it on {params.dataset.title} first: make run FAMILIES={model}"
         raise BadInput(f"{uri}: no such model{hint}") from error
     takes = loaded.metadata.get_input_schema().input_names()
     for name in requests[0]:  # MLflow drops, without a word, what the model does not take

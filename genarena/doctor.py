@@ -13,7 +13,7 @@ from urllib.request import urlopen
 from rich.console import Console
 
 PACKAGES = ("torch", "torchvision", "ray", "prefect", "mlflow", "dvc", "pandas", "fastapi")
-ROOM_GB = 5
+ROOM_GB = 8
 
 
 def report() -> int:

@@ -46,6 +46,7 @@ def serve(mlflow_port: int, prefect_port: int) -> None:
     try:
         for port, command in commands.values():
             processes.append(_start([*command, str(port)]))
+        console.print("starting; this can take a minute")
         for name, (port, _) in commands.items():
             _wait(name, port, processes)
             console.print(f"{name + ':':8} http://{HOST}:{port}")
@@ -59,7 +60,16 @@ def serve(mlflow_port: int, prefect_port: int) -> None:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
         for process in processes:
-            process.wait(30)
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the server; one that is still starting may not listen to SIGTERM."""
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:

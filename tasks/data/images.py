@@ -183,7 +183,9 @@ def _complaint(path: str, bad: dict[str, str]) -> str:
     shown = [f"{name} ({reason})" for name, reason in sorted(bad.items())]
     more = f"; and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
     files = "; ".join(shown[:SHOWN])
-    return f"{path}: {len(bad)} bad: {files}{more}. Mend them or set dataset.skip_bad: true"
+    return (
+        f"{path}: {len(bad)} bad: {files}{more}. Mend them, or drop them with dataset.skip_bad=true"
+    )
 
 
 def _channels(image: Pixels, grey: bool) -> Pixels:
