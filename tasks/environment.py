@@ -35,8 +35,9 @@ DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "RAY_COLOR_PREFIX": "0",
     "GIT_PYTHON_REFRESH": "quiet",
-    # OpenMP: threads that wait sleep; spinning, they starve each other wherever cores are shared
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # OpenMP: threads that wait spin briefly, then sleep; spinning on, they starve each other
+    # wherever cores are shared (docs/performance.md)
+    "GOMP_SPINCOUNT": "1000",
 }
 
 
