@@ -240,6 +240,16 @@ def test_validation_asks_with_the_splits_conditions(
     assert found["score"] == found[score]
     assert found["coverage"] <= 1
     assert ("perceptual_distance" in found) == (condition == "source")
+    if condition == "source":
+        assert found["perceptual_distance"] == 0.0  # it answers with the true image
+        assert "psnr" not in found
+        split, step = split_of(40), np.uint8(1)
+        assert split.source is not None
+        off = split._replace(source=np.where(split.source > 7, split.source - step, split.source))
+        near = Validator(off, train, extractor(judge), config)(Told(condition, data), 0)
+        error = (off.x.astype(float) - (15 - off.source)) ** 2  # type: ignore[operator]
+        assert near["psnr"] == pytest.approx(10 * np.log10(15**2 / error.mean()))
+        assert near["perceptual_distance"] > 0
     other = TrainConfig(validation_samples=64, select="bits_per_dim")
     refusing = Validator(split_of(40), train, extractor(judge), other)
     with pytest.raises(ValueError, match="is not measured"):

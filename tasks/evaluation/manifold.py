@@ -28,8 +28,8 @@ def manifold_metrics(
     """
     wanted = keys or frozenset({"precision", "recall", "density", "coverage"})
     a, b = _checked(real), _checked(fake)
-    near, far = (_radii(a, k) for k in (K_MANIFOLD, K_COVERAGE))
-    fake_radii = _radii(b, K_MANIFOLD) if "recall" in wanted else None
+    near, far = _radii(a, K_MANIFOLD, K_COVERAGE)
+    fake_radii = _radii(b, K_MANIFOLD)[0] if "recall" in wanted else None
     inside, balls = 0, 0.0
     recalled = torch.zeros(len(a), dtype=torch.bool)
     covered = torch.zeros(len(a), dtype=torch.bool)
@@ -49,10 +49,11 @@ def manifold_metrics(
     return {name: value for name, value in found.items() if name in wanted}
 
 
-def _radii(x: Tensor, k: int) -> Tensor:
-    """Distance of each row to its k-th nearest other row, `[N]`."""
-    parts = [d.kthvalue(k + 1, 1).values for _, d in _distances(x, x)]  # the nearest is itself
-    return torch.cat(parts)
+def _radii(x: Tensor, *ks: int) -> Tensor:
+    """Distance of each row to its k-th nearest other row, `[K, N]`."""
+    # the nearest is itself
+    nearest = [d.topk(max(ks) + 1, 1, largest=False).values for _, d in _distances(x, x)]
+    return torch.cat(nearest).T[list(ks)]
 
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor]]:
