@@ -1,5 +1,5 @@
-"""What the adversarial families share: the DCGAN body, its initialisation, two losses, and the
-inversion of a generator.
+"""What the adversarial families share: the DCGAN body, its initialisation, two losses, the
+inversion of a generator, and how an unconditional one samples and reconstructs.
 
     ConvGenerator      z [B, latent_dim] -> [B, C, H, W] in [-1, 1]: projection, then transposed
                        convolutions (kernel 4, stride 2) with batch norm and ReLU, tanh
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.base import GenerativeModel, from_signed, randn, to_signed
 from models.nn import BatchNorm2d, Upsample, pyramid
 
 
@@ -129,3 +130,32 @@ def invert(
             (z.grad,) = torch.autograd.grad(error, [z])
             descent.step()
     return z.detach()
+
+
+class UnconditionalGAN(GenerativeModel):
+    """A GAN whose `generator` maps z ~ N(0, I) to images in [-1, 1]; its Config has `latent_dim`
+    and `inversion_steps`."""
+
+    reconstruction = "inversion"
+    generator: nn.Module
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Invert the generator: Adam on z from the prior's mean, squared error in pixels."""
+        target, config = to_signed(x, self.data.levels), self.config
+        z = invert(self.generator, target, config.latent_dim, config.inversion_steps)
+        with torch.no_grad():
+            return from_signed(self.generator(z), self.data.levels)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        label: Tensor | None = None,
+        source: Tensor | None = None,
+        text: Tensor | None = None,
+        z: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        if z is None:
+            z = temperature * randn((n, self.config.latent_dim), self.device)
+        return from_signed(self.generator(z), self.data.levels)

@@ -22,20 +22,18 @@ from torch import Tensor
 from models.adversarial import (
     ConvDiscriminator,
     ConvGenerator,
+    UnconditionalGAN,
     discriminator_loss,
     generator_loss,
     initialise,
-    invert,
 )
 from models.base import (
     Batch,
     Config,
     DataSpec,
-    GenerativeModel,
     OptimizerConfig,
     Phase,
     Positive,
-    from_signed,
     randn,
     to_signed,
 )
@@ -49,12 +47,11 @@ class DCGANConfig(Config):
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(lr=2e-4, betas=(0.5, 0.999))
 
 
-class DCGAN(GenerativeModel):
+class DCGAN(UnconditionalGAN):
     """Generator and discriminator, two phases a step."""
 
     Config = DCGANConfig
     paper = "Radford et al. 2016, arXiv:1511.06434"
-    reconstruction = "inversion"
     config: DCGANConfig
 
     def __init__(self, config: DCGANConfig, data: DataSpec) -> None:
@@ -77,24 +74,3 @@ class DCGAN(GenerativeModel):
             fake = self.generator(z)
         real = to_signed(batch.x, self.data.levels)
         return discriminator_loss(self.discriminator(real), self.discriminator(fake))
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Invert the generator: Adam on z from the prior's mean, squared error in pixels."""
-        target = to_signed(x, self.data.levels)
-        z = invert(self.generator, target, self.config.latent_dim, self.config.inversion_steps)
-        with torch.no_grad():
-            return from_signed(self.generator(z), self.data.levels)
-
-    def sample(
-        self,
-        n: int,
-        *,
-        label: Tensor | None = None,
-        source: Tensor | None = None,
-        text: Tensor | None = None,
-        z: Tensor | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        if z is None:
-            z = temperature * randn((n, self.config.latent_dim), self.device)
-        return from_signed(self.generator(z), self.data.levels)

@@ -26,16 +26,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.adversarial import discriminator_loss, generator_loss, invert
+from models.adversarial import UnconditionalGAN, discriminator_loss, generator_loss
 from models.base import (
     Batch,
     Config,
     DataSpec,
-    GenerativeModel,
     OptimizerConfig,
     Phase,
     Positive,
-    from_signed,
     randn,
     to_signed,
 )
@@ -53,12 +51,11 @@ class GANConfig(Config):
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, betas=(0.5, 0.999))
 
 
-class GAN(GenerativeModel):
+class GAN(UnconditionalGAN):
     """Two fully connected networks, two phases a step."""
 
     Config = GANConfig
     paper = "Goodfellow et al. 2014, arXiv:1406.2661"
-    reconstruction = "inversion"
     config: GANConfig
 
     def __init__(self, config: GANConfig, data: DataSpec) -> None:
@@ -92,27 +89,6 @@ class GAN(GenerativeModel):
             fake = self.generator(z)
         real = to_signed(batch.x, self.data.levels)
         return discriminator_loss(self.discriminator(real), self.discriminator(fake))
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Invert the generator: Adam on z from the prior's mean, squared error in pixels."""
-        target = to_signed(x, self.data.levels)
-        z = invert(self.generator, target, self.config.latent_dim, self.config.inversion_steps)
-        with torch.no_grad():
-            return from_signed(self.generator(z), self.data.levels)
-
-    def sample(
-        self,
-        n: int,
-        *,
-        label: Tensor | None = None,
-        source: Tensor | None = None,
-        text: Tensor | None = None,
-        z: Tensor | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        if z is None:
-            z = temperature * randn((n, self.config.latent_dim), self.device)
-        return from_signed(self.generator(z), self.data.levels)
 
 
 def minimax_loss(fake: Tensor) -> dict[str, Tensor]:

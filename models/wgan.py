@@ -24,16 +24,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.adversarial import ConvDiscriminator, ConvGenerator, initialise, invert
+from models.adversarial import ConvDiscriminator, ConvGenerator, UnconditionalGAN, initialise
 from models.base import (
     Batch,
     Config,
     DataSpec,
-    GenerativeModel,
     OptimizerConfig,
     Phase,
     Positive,
-    from_signed,
     randn,
     to_signed,
 )
@@ -49,12 +47,11 @@ class WGANConfig(Config):
     critic_optimizer: OptimizerConfig = OptimizerConfig(name="rmsprop", lr=5e-4)
 
 
-class WGAN(GenerativeModel):
+class WGAN(UnconditionalGAN):
     """Generator and clipped critic; the critic's phase repeats."""
 
     Config = WGANConfig
     paper = "Arjovsky et al. 2017, arXiv:1701.07875"
-    reconstruction = "inversion"
     config: WGANConfig
 
     def __init__(self, config: WGANConfig, data: DataSpec) -> None:
@@ -88,24 +85,3 @@ class WGAN(GenerativeModel):
         if phase == "critic":
             for parameter in self.critic.parameters():
                 parameter.clamp_(-self.config.clip, self.config.clip)
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Invert the generator: Adam on z from the prior's mean, squared error in pixels."""
-        target = to_signed(x, self.data.levels)
-        z = invert(self.generator, target, self.config.latent_dim, self.config.inversion_steps)
-        with torch.no_grad():
-            return from_signed(self.generator(z), self.data.levels)
-
-    def sample(
-        self,
-        n: int,
-        *,
-        label: Tensor | None = None,
-        source: Tensor | None = None,
-        text: Tensor | None = None,
-        z: Tensor | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        if z is None:
-            z = temperature * randn((n, self.config.latent_dim), self.device)
-        return from_signed(self.generator(z), self.data.levels)

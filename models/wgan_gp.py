@@ -25,16 +25,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.adversarial import ConvDiscriminator, ConvGenerator, initialise, invert
+from models.adversarial import ConvDiscriminator, ConvGenerator, UnconditionalGAN, initialise
 from models.base import (
     Batch,
     Config,
     DataSpec,
-    GenerativeModel,
     OptimizerConfig,
     Phase,
     Positive,
-    from_signed,
     rand,
     randn,
     to_signed,
@@ -51,12 +49,11 @@ class WGANGPConfig(Config):
     critic_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, betas=(0.0, 0.9))
 
 
-class WGANGP(GenerativeModel):
+class WGANGP(UnconditionalGAN):
     """Generator and a critic whose gradient is held near norm one; the critic's phase repeats."""
 
     Config = WGANGPConfig
     paper = "Gulrajani et al. 2017, arXiv:1704.00028"
-    reconstruction = "inversion"
     config: WGANGPConfig
 
     def __init__(self, config: WGANGPConfig, data: DataSpec) -> None:
@@ -88,27 +85,6 @@ class WGANGP(GenerativeModel):
             "wasserstein_estimate": estimate,
             "gradient_penalty": penalty,
         }
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Invert the generator: Adam on z from the prior's mean, squared error in pixels."""
-        target = to_signed(x, self.data.levels)
-        z = invert(self.generator, target, self.config.latent_dim, self.config.inversion_steps)
-        with torch.no_grad():
-            return from_signed(self.generator(z), self.data.levels)
-
-    def sample(
-        self,
-        n: int,
-        *,
-        label: Tensor | None = None,
-        source: Tensor | None = None,
-        text: Tensor | None = None,
-        z: Tensor | None = None,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        if z is None:
-            z = temperature * randn((n, self.config.latent_dim), self.device)
-        return from_signed(self.generator(z), self.data.levels)
 
 
 @torch.compiler.disable  # compiled graphs cannot be differentiated twice
