@@ -146,6 +146,9 @@ class UnconditionalGAN(GenerativeModel):
         with torch.no_grad():
             return from_signed(self.generator(z), self.data.levels)
 
+    def decode(self, z: Tensor) -> Tensor:
+        return self.generator(z)
+
     def sample(
         self,
         n: int,

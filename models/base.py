@@ -1,18 +1,21 @@
 """What every generative family is: one class, one `Config`, the same six methods.
 
-Images are integer levels `[B, C, H, W]` in `0 .. levels - 1` wherever they cross this
-interface; what a family does inside (scaling, dequantisation) is its own business. Labels are
-class numbers `[B]`, or `[B, A]` of 0 and 1 where the data has attributes. Captions are UTF-8
-bytes `[B, T]`, zeros after the end.
+Data are integer levels in `0 .. levels - 1` wherever they cross this interface: images
+`[B, C, H, W]`, text `[B, T]` (bytes), points of the plane `[B, 2]` (cells of a grid). What a
+family does inside (scaling, dequantisation) is its own business. Labels are class numbers `[B]`,
+or `[B, A]` of 0 and 1 where the data has attributes. Captions are UTF-8 bytes `[B, T]`, zeros
+after the end.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -21,6 +24,8 @@ from torch import Tensor, nn
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Modality = Literal["image", "text", "points"]
+Likelihood = Literal["exact", "bound", "ode", "ais", "none"]
 
 
 class Config(BaseModel):
@@ -37,6 +42,7 @@ class OptimizerConfig(Config):
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)  # Adam's; ignored by rmsprop and sgd
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(0, ge=0)  # linear from 0 to lr
+    decay_steps: Positive | None = None  # cosine from lr to 0 at this step; None: constant
     clip_grad_norm: float | None = Field(None, gt=0)  # None: no clipping
 
 
@@ -56,13 +62,13 @@ class SourceSpec(Config):
 class DataSpec(Config):
     """What a family must know of the data to size itself."""
 
-    shape: tuple[Positive, ...]  # one example: (C, H, W)
-    levels: int = Field(ge=2)  # integer levels of one channel, 256 for 8-bit images
+    shape: tuple[Positive, ...]  # one example: image (C, H, W), text (T,), points (2,)
+    levels: int = Field(ge=2)  # integer levels of one channel, 256 for 8-bit images and bytes
     classes: tuple[str, ...] = ()  # names; empty when there are no labels
     attributes: tuple[str, ...] = ()  # names of yes/no attributes; then there are no classes
     source: SourceSpec | None = None
     text_length: int = Field(0, ge=0)  # bytes of the longest caption; 0: no captions
-    modality: Literal["image"] = "image"
+    modality: Modality = "image"
 
     @property
     def dimensions(self) -> int:
@@ -70,10 +76,13 @@ class DataSpec(Config):
         return math.prod(self.shape)
 
 
+PLURALS = {"image": "images", "text": "text", "points": "points"}
+
+
 class Batch(NamedTuple):
     """What the data layer hands every family."""
 
-    x: Tensor  # integer levels, [B, C, H, W]
+    x: Tensor  # integer levels, [B, *shape], uint8
     label: Tensor | None = None  # [B] class numbers, or [B, A] attributes; int64
     source: Tensor | None = None  # levels of the other image of each pair, or of the other domain
     text: Tensor | None = None  # [B, T] bytes of the captions, uint8, zeros after the end
@@ -98,10 +107,13 @@ class GenerativeModel(nn.Module, ABC):
 
     Config: ClassVar[type[Config]]
     paper: ClassVar[str]
-    likelihood: ClassVar[Literal["exact", "bound", "ode", "none"]] = "none"
+    modalities: ClassVar[frozenset[str]] = frozenset({"image"})  # of Modality
+    likelihood: ClassVar[Likelihood] = "none"
     reconstruction: ClassVar[Literal["encode-decode", "inversion", "cycle", "none"]] = "none"
-    conditions: ClassVar[frozenset[str]] = frozenset()  # of {"label", "source", "text"}
+    # of {"label", "source", "text"}: what the class needs; an instance may have more, by its config
+    conditions: frozenset[str] = frozenset()
     training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of buffers that no sample depends on
+    requirements: ClassVar[tuple[str, ...]] = ()  # packages beyond torch that sampling needs
 
     def __init__(self, config: Any, data: DataSpec) -> None:
         super().__init__()
@@ -111,6 +123,9 @@ class GenerativeModel(nn.Module, ABC):
     @classmethod
     def unsuited(cls, data: DataSpec) -> str | None:
         """Why the family cannot learn from such data, in words; None: it can."""
+        if data.modality not in cls.modalities:
+            kinds = " and ".join(PLURALS[kind] for kind in sorted(cls.modalities))
+            return f"it models {kinds}, not {PLURALS[data.modality]}"
         if "label" in cls.conditions and not (data.classes or data.attributes):
             return "it needs labels, and the data has no classes"
         if "source" in cls.conditions and data.source is None:
@@ -124,13 +139,33 @@ class GenerativeModel(nn.Module, ABC):
         """Width of the latents `z` that `sample` takes, `[n, latent_dim]`; None: it takes none."""
         return getattr(self.config, "latent_dim", None)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `sample` that this family alone has, with their defaults."""
+        common = inspect.signature(GenerativeModel.sample).parameters
+        mine = inspect.signature(type(self).sample).parameters
+        return {name: p.default for name, p in mine.items() if name not in common}
+
     def phases(self) -> tuple[Phase, ...]:
-        """The optimisers of one step, in order. Default: one, over everything."""
+        """The optimisers of one step, in order. Default: one, over everything.
+
+        None at all: the family is not trained by gradients; every step calls `fit`.
+        """
         return (Phase("main", (self,), self.config.optimizer),)
 
-    @abstractmethod
     def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Scalar losses of `batch`; `"loss"` is differentiated, all are logged."""
+        raise NotImplementedError(f"{type(self).__name__} has no losses")
+
+    def fit(self, data: Batch) -> dict[str, Tensor]:
+        """One pass over the whole train split (an EM iteration, a count), for families without
+        phases; returns scalars to log, `"loss"` among them. State is in buffers."""
+        raise NotImplementedError(f"{type(self).__name__} is trained by gradients")
+
+    @property
+    def converged(self) -> bool:
+        """Whether another `fit` would change nothing worth having; training then ends."""
+        return False
 
     def after_step(self, phase: str) -> None:
         """Called after each optimiser step of `phase`, without gradients (weight clipping)."""
@@ -146,22 +181,33 @@ class GenerativeModel(nn.Module, ABC):
         z: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Draw `n` examples, uint8 levels `[n, C, H, W]`.
+        """Draw `n` examples, uint8 levels `[n, *shape]`.
 
         `label`, `source` and `text` are the conditions, one row for each example, as in
         `Batch`; a family that has them in `conditions` draws labels itself where none are
         given, and raises ValueError without the source or the text that it needs. `z` fixes the
         latents. `temperature` scales the spread of the noise, 0 leaves none (for StyleGAN2 it is
-        the truncation psi).
+        the truncation psi). A model of text continues `text`, `[n, P]` bytes without padding.
         """
 
     def log_prob(self, x: Tensor, *, samples: int = 1) -> Tensor:
         """Log-probability of the discrete data in nats, `[B]`.
 
         `samples` is the number of Monte Carlo draws (importance samples, dequantisation
-        noise) behind each estimate where the family needs any: more is tighter.
+        noise) behind each estimate where the family needs any: more is tighter; memory does
+        not grow with it.
         """
         raise NotImplementedError(f"{type(self).__name__} has no likelihood")
+
+    @property
+    def likelihood_note(self) -> str:
+        """How the number of `log_prob` comes about, beyond its kind: tolerance, chains, steps."""
+        return ""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The image of latents `[B, latent_dim]`, floats `[B, *shape]` about [-1, 1],
+        differentiable; for families whose likelihood is estimated from outside."""
+        raise NotImplementedError(f"{type(self).__name__} has no decoder")
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The model's nearest rendering of `x`, uint8 levels `[B, C, H, W]`."""
@@ -169,7 +215,7 @@ class GenerativeModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
 
 # -- levels and real numbers ----------------------------------------------------------------

@@ -105,13 +105,12 @@ def _export(
     shutil.copy(work / HISTORY, out / HISTORY)
     shutil.copytree(work / PICTURES, out / PICTURES)
     progress = outcome["progress"]
-    images = progress["step"] * spec["train"]["batch_size"]
     facts = {
         "steps": progress["step"],
         "resumed_from": outcome["resumed_from"],
         "best_step": progress["best_step"],
         "train_seconds": progress["seconds"],
-        "train_images_per_second": images / progress["seconds"],
+        "train_images_per_second": outcome["images"] / progress["seconds"],
         "peak_memory_mb": outcome["peak_memory_mb"],
         "parameters": outcome["parameters"],
         "hardware": outcome["hardware"],

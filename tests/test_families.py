@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from models import FAMILIES, store
-from models.base import GenerativeModel
+from models.base import Batch, GenerativeModel
 from tests.conftest import conditions, suited_data, tiny_batch, tiny_images, tiny_model
 
 ODD_SHAPES = [(3, 9, 13), (1, 4, 4)]  # a family may declare itself unsuited to these alone
@@ -26,14 +27,28 @@ def test_one_configuration_serves_all_shapes(family: str, shape: tuple[int, ...]
             raise
         pytest.skip(f"{error}, and says so")
     model = tiny_model(family, data)
-    for phase in model.phases():
-        losses = model.losses(tiny_batch(4, data), phase.name)
+    for losses in once(model, tiny_batch(12, data)):
         assert losses["loss"].ndim == 0
         assert all(torch.isfinite(value) for value in losses.values())
     samples = model.eval().sample(3, **conditions(model, 3))
     assert samples.shape == (3, *shape)
     assert samples.dtype == torch.uint8
     assert int(samples.max()) < 16
+
+
+def once(model: GenerativeModel, batch: Batch) -> list[dict[str, torch.Tensor]]:
+    """What each phase says of the batch; or what a fit of it says, where there are no phases."""
+    phases = model.phases()
+    return [model.losses(batch, p.name) for p in phases] if phases else [model.fit(batch)]
+
+
+def test_what_is_fitted_has_no_parameters_and_the_rest_cannot_be_fitted(family: str) -> None:
+    model = tiny_model(family)
+    if model.phases():
+        with pytest.raises(NotImplementedError):
+            model.fit(tiny_batch(8, model.data))
+    else:
+        assert not list(model.parameters())  # the loop would average, clip and freeze them
 
 
 def test_each_phase_trains_its_parameters_and_no_others(family: str) -> None:
@@ -80,7 +95,7 @@ def test_every_parameter_belongs_to_a_phase(family: str) -> None:
 
 def test_saved_and_loaded_is_equal(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
-    model.losses(tiny_batch(8, model.data), model.phases()[0].name)  # moves batch statistics
+    once(model, tiny_batch(12, model.data))  # moves batch statistics
     store.save(tmp_path / "m", model, family, model.state_dict())
     loaded = store.load(tmp_path / "m")
     assert loaded.state_dict().keys() == model.state_dict().keys()
@@ -107,6 +122,8 @@ def test_replaced_weights_are_refused(family: str, tmp_path: Path) -> None:
 def test_loss_falls_on_one_batch(family: str) -> None:
     """Each phase alone, so that a generator and a discriminator are judged separately."""
     moved: set[str] = set()
+    if not tiny_model(family).phases():
+        _fit_helps(family)
     for name in [phase.name for phase in tiny_model(family).phases()]:
         model = tiny_model(family)
         batch = tiny_batch(16, model.data)
@@ -128,6 +145,20 @@ def test_loss_falls_on_one_batch(family: str) -> None:
         assert end < start - 0.1 * abs(start), f"{name}: {trace[0]} -> {trace[-1]}"
     # a parameter that no phase moves is dead: a saddle in its initialisation, or no path to it
     assert moved == {n for n, _ in tiny_model(family).named_parameters()}
+
+
+def _fit_helps(family: str) -> None:
+    model = tiny_model(family)
+    batch = tiny_batch(16, model.data)
+    with torch.no_grad():
+        before = model.log_prob(batch.x).mean()
+        for _ in range(5):
+            loss = model.fit(batch)["loss"]
+            if model.converged:
+                break
+        after = model.log_prob(batch.x).mean()
+    assert after > before + 0.1 * before.abs()
+    assert math.isfinite(loss)
 
 
 def test_what_it_claims_is_what_it_can(family: str) -> None:

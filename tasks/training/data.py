@@ -72,6 +72,10 @@ class TrainData:
             None if self.text is None else self.text[rows],
         )
 
+    def whole(self) -> Batch:
+        """Every row at once, for families that are fitted rather than descended."""
+        return Batch(self.x, self.label, self.source if self.aligned else None, self.text)
+
     def _rows(
         self, what: str, size: int, number: int, batch_size: int, seed: int, comm: Comm
     ) -> Tensor:

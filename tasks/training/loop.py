@@ -27,7 +27,12 @@ from tasks.training.checkpoint import Checkpoints
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
 from tasks.training.data import TrainData, check_batch
-from tasks.training.optim import make_optimizer, moving_average, resolve_precision
+from tasks.training.optim import (
+    learning_rate,
+    make_optimizer,
+    moving_average,
+    resolve_precision,
+)
 
 Record = dict[str, Any]
 
@@ -53,6 +58,7 @@ class Outcome:
     finished: bool  # False: asked to stop; a checkpoint of this very step is on disk
     progress: Progress
     resumed_from: int  # the step at which this call started
+    images: int  # that the training saw since the very beginning, with repetition
     peak_memory_mb: float = field(default=0.0)
 
 
@@ -87,8 +93,10 @@ def train(
     comm = comm or Comm()
     check_batch(len(data), config.batch_size, comm.world)
     phases = _turns(config, model)
-    draws = max(turn.phase.repeats for turn in phases)
-    average = AveragedModel(model, multi_avg_fn=moving_average(config.ema_decay), use_buffers=True)
+    draws = max((turn.phase.repeats for turn in phases), default=1)
+    decay = config.ema_decay if phases else 0.0  # what is fitted in closed form is not averaged
+    average = AveragedModel(model, multi_avg_fn=moving_average(decay), use_buffers=True)
+    per_step = config.batch_size if phases else len(data)
     optimizers = list(dict.fromkeys(turn.optimizer for turn in phases))
     checkpoints = Checkpoints(directory, model, average, optimizers)
     progress = Progress(**checkpoints.load_latest())
@@ -104,7 +112,7 @@ def train(
         """Means since the last flush, over steps and workers; refuses what is not finite."""
         nonlocal mark
         record = _means(pending, comm)
-        images = (progress.step - mark[0]) * config.batch_size
+        images = (progress.step - mark[0]) * per_step
         record["images_per_second"] = images / max(progress.seconds - mark[1], 1e-9)
         record |= {"step": progress.step, "seconds": progress.seconds}
         mark = (progress.step, progress.seconds)
@@ -112,7 +120,7 @@ def train(
         return record
 
     model.train()
-    done = _spent(config, progress)
+    done = _spent(config, progress, model)
     while not done and not stopped:
         begun = time.perf_counter()
         for turn in phases:
@@ -127,6 +135,10 @@ def train(
                     with torch.no_grad():
                         model.after_step(turn.phase.name)
                 pending.append((progress.step, turn.phase.name, values))
+        if not phases:
+            torch.manual_seed(fold_seed(config.seed, progress.step, "fit"))
+            with torch.no_grad():
+                pending.append((progress.step, "fit", model.fit(data.whole())))
         average.update_parameters(model)
         progress.step += 1
         log = progress.step % config.log_every == 0
@@ -138,7 +150,7 @@ def train(
             progress.seconds = comm.first(progress.seconds)
             stopped = bool(comm.first(float(should_stop())))
         if log or comm.world == 1 or config.budget.steps is not None:
-            done = _spent(config, progress)
+            done = _spent(config, progress, model)
         due = done or progress.step % config.validate_every == 0
         save = done or stopped or progress.step % config.checkpoint_every == 0
         if not (log or due or save):
@@ -151,7 +163,8 @@ def train(
             if save:
                 checkpoints.save(vars(progress))
         comm.barrier()
-    return Outcome(done, progress, started_at, _peak_memory_mb(model.device))
+    images = progress.step * per_step
+    return Outcome(done, progress, started_at, images, _peak_memory_mb(model.device))
 
 
 def _turns(config: TrainConfig, model: GenerativeModel) -> list[_Turn]:
@@ -192,9 +205,8 @@ class _Turn:
         options = self.phase.optimizer
         if options.clip_grad_norm is not None:
             logged["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, options.clip_grad_norm)
-        if options.warmup_steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = options.lr * min(1.0, (step + 1) / options.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(options, step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for parameter in self.frozen:
@@ -236,7 +248,9 @@ def _validated(
     return {f"validation/{name}": value for name, value in metrics.items()}
 
 
-def _spent(config: TrainConfig, progress: Progress) -> bool:
+def _spent(config: TrainConfig, progress: Progress, model: GenerativeModel) -> bool:
+    if model.converged:
+        return True
     if config.budget.steps is not None:
         return progress.step >= config.budget.steps
     assert config.budget.minutes is not None

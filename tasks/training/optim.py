@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,16 @@ def make_optimizer(
         "sgd": torch.optim.SGD,
     }
     return kinds[config.name](parameters, **options)
+
+
+def learning_rate(config: OptimizerConfig, step: int) -> float:
+    """At `step`, from 0: linear warm-up, then constant, or cosine to zero at `decay_steps`."""
+    rate = config.lr
+    if config.warmup_steps:
+        rate *= min(1.0, (step + 1) / config.warmup_steps)
+    if config.decay_steps:
+        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.decay_steps)))
+    return rate
 
 
 def moving_average(decay: float) -> Callable[[Tensors, Tensors, Any], None]:
