@@ -36,7 +36,7 @@ def run(
 @app.command("families")
 def list_families() -> None:
     """List the model families and what each can do."""
-    from genarena.command import show_families
+    from genarena.show import show_families
 
     show_families()
 
@@ -44,18 +44,21 @@ def list_families() -> None:
 @app.command()
 def sample(
     model: Annotated[str, typer.Argument(help="models:/digits-vae@champion, digits-vae or vae")],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many images")] = 16,
-    out: Annotated[Path, typer.Option(help="Folder for the PNG files")] = Path("samples"),
-    seed: Annotated[int, typer.Option(help="Same seed, same images")] = 0,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many samples")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder for the files")] = Path("samples"),
+    seed: Annotated[int, typer.Option(help="Same seed, same samples")] = 0,
     temperature: Annotated[float, typer.Option(min=0.0, help="Spread of the latents")] = 1.0,
     label: Annotated[str, typer.Option(help="Class to sample, or attributes with commas")] = "",
-    text: Annotated[str, typer.Option(help="Caption to sample")] = "",
+    text: Annotated[str, typer.Option(help="Caption to sample, or text to continue")] = "",
     source: Annotated[list[Path], typer.Option(help="Image file to translate; may repeat")] = [],  # noqa: B006
+    set_: Annotated[
+        list[str], typer.Option("--set", help="An option of the family: steps=20; may repeat")
+    ] = [],  # noqa: B006
 ) -> None:
-    """Draw samples from a registered model (or a trained family) into PNG files."""
-    from genarena.command import draw_samples
+    """Draw samples from a registered model (or a trained family) into files."""
+    from genarena.sampling import draw_samples
 
-    draw_samples(model, n, out, seed, temperature, label, text, source)
+    draw_samples(model, n, out, seed, temperature, label, text, source, set_)
 
 
 @app.command()

@@ -137,6 +137,7 @@ class UnconditionalGAN(GenerativeModel):
     and `inversion_steps`."""
 
     reconstruction = "inversion"
+    decodes = True
     generator: nn.Module
 
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -112,6 +112,7 @@ class GenerativeModel(nn.Module, ABC):
     reconstruction: ClassVar[Literal["encode-decode", "inversion", "cycle", "none"]] = "none"
     # of {"label", "source", "text"}: what the class needs; an instance may have more, by its config
     conditions: frozenset[str] = frozenset()
+    decodes: ClassVar[bool] = False  # whether it has `decode`
     training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of buffers that no sample depends on
     requirements: ClassVar[tuple[str, ...]] = ()  # packages beyond torch that sampling needs
 
@@ -205,8 +206,9 @@ class GenerativeModel(nn.Module, ABC):
         return ""
 
     def decode(self, z: Tensor) -> Tensor:
-        """The image of latents `[B, latent_dim]`, floats `[B, *shape]` about [-1, 1],
-        differentiable; for families whose likelihood is estimated from outside."""
+        """The images of latents `[B, latent_dim]`, floats `[B, *shape]` about [-1, 1],
+        differentiable and without noise; the likelihood of a family that `decodes` but has none
+        is estimated from outside."""
         raise NotImplementedError(f"{type(self).__name__} has no decoder")
 
     def reconstruct(self, x: Tensor) -> Tensor:

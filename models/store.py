@@ -37,6 +37,8 @@ def save(directory: Path, model: GenerativeModel, family: str, weights: dict[str
         "family": family,
         "config": model.config.model_dump(mode="json"),
         "data": model.data.model_dump(mode="json"),
+        "conditions": sorted(model.conditions),
+        "options": model.options,
         "weights_sha256": file_sha256(directory / WEIGHTS),
     }
     (directory / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
@@ -70,7 +72,7 @@ def recipe(directory: Path) -> dict[str, Any]:
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """`config.json`: family, config, data, weights_sha256."""
+    """`config.json`: family, config, data, weights_sha256; conditions and options of `sample`."""
     return json.loads((directory / CONFIG).read_text())
 
 

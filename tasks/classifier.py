@@ -23,6 +23,8 @@ def run(config: ClassifierConfig, prepared: Path, out: Path) -> dict[str, object
     """Train on the train split of `prepared` and write to `out`; returns what it measured."""
     torch.set_num_threads(THREADS)
     spec = DataSpec(**shards.read_manifest(prepared)["spec"])
+    if spec.modality != "image":
+        return classifier.save_none(out, spec)
     splits = {name: _tensors(prepared, name) for name in shards.SPLITS}
     per_epoch = max(len(splits["train"][0]) // config.batch_size, 1)
     steps = min(config.epochs * per_epoch, config.max_steps)
@@ -49,8 +51,7 @@ def run(config: ClassifierConfig, prepared: Path, out: Path) -> dict[str, object
     facts: dict[str, object] = {"width": config.width, "features": config.features, "steps": steps}
     for name, (x, label) in splits.items():
         facts[f"{name}_accuracy"] = round(classifier.accuracy(model, x, label), 5)
-    classifier.save(out, model, facts)
-    return facts
+    return classifier.save(out, model, facts)
 
 
 def _tensors(prepared: Path, split: str) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -65,7 +66,10 @@ def main() -> None:
     args = arguments.parse_args()
     with stage.running("classifier"):
         facts = run(load_params().classifier, args.prepared, args.out)
-        print(f"test accuracy {facts['test_accuracy']:.2%}")
+        if facts["task"] == "none":
+            print("not needed: these are no images")
+        else:
+            print(f"test accuracy {facts['test_accuracy']:.2%}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tasks.cluster import connected, families_at_once, worker_resources
 from tasks.data import shards
 from tasks.errors import BadInput
 from tasks.params import EvaluationConfig, Params, load_params
+from tasks.reporting import leaderboard
 
 COSTS = ("train_seconds", "train_images_per_second", "peak_memory_mb", "parameters", "hardware")
 
@@ -84,15 +85,21 @@ def measure_folder(
     torch.manual_seed(config.seed)
     untrained = store.build(**store.recipe(Path(trained))).to(device).eval()
     levels = model.data.levels
-    if config.features == "classifier":
-        extractor = features.classifier_features(Path(classifier), device)
-    else:
-        extractor = features.inception_features(config.inception_weights, levels, device)
+    extractor = judge = None
+    if model.data.modality == "image":
+        judge = judges.load(Path(classifier))
+        if config.features == "classifier":
+            extractor = features.classifier_features(Path(classifier), device)
+        else:
+            extractor = features.inception_features(config.inception_weights, levels, device)
+    train, validation, test = (shards.read_split(Path(prepared), s) for s in shards.SPLITS)
     yardstick = protocol.Yardstick(
-        train=shards.read_split(Path(prepared), "train").x,
-        test=shards.read_split(Path(prepared), "test"),
+        train=train.x,
+        validation=validation.x,
+        test=test,
         extractor=extractor,
-        judge=judges.load(Path(classifier)),
+        judge=judge,
+        entropy=shards.read_manifest(Path(prepared))["truth"].get("entropy_nats"),
     )
     found = protocol.measure(
         model,
@@ -100,8 +107,10 @@ def measure_folder(
         yardstick,
         samples=config.samples,
         batch_size=config.batch_size,
-        likelihood_images=config.likelihood_images,
-        likelihood_samples=config.likelihood_samples,
+        likelihood_examples=config.likelihood_examples,
+        likelihood_draws=config.likelihood_draws.model_dump(),
+        anomaly_images=config.anomaly_images,
+        ais=config.ais,
         reconstruction_images=config.reconstruction_images,
         seed=config.seed,
         say=lambda text: print(f"{text}  ({time.time() - started:.0f} s)", flush=True),
@@ -141,8 +150,10 @@ def main() -> None:
             Path("artifacts/evaluate", args.family),
             Path("metrics", f"{args.family}.json"),
         )
-        floor = metrics["frechet_distance_floor"]
-        print(f"Fréchet distance {metrics['frechet_distance']:.2f} (floor {floor:.2f})")
+        name = leaderboard.score(metrics)
+        floor = metrics.get(f"{name}_floor")
+        told = "" if floor is None else f" (floor {floor:.2f})"
+        print(f"{leaderboard.SCORES[name]} {metrics[name]:.3f}{told}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from models import FAMILIES
 from models.base import Config, Positive
 from tasks.data.config import DatasetConfig
 from tasks.errors import BadInput, nearest
+from tasks.evaluation.decoder import AISConfig
 from tasks.training.config import TrainConfig
 
 PARAMS_FILE = Path("params.yaml")
@@ -44,6 +45,15 @@ class ClassifierConfig(Config):
     seed: int = Field(0, ge=0)
 
 
+class LikelihoodDraws(Config):
+    """Monte Carlo draws behind each log-probability, by its kind; 1 where none is needed."""
+
+    exact: Positive = 64  # of dequantisation noise
+    bound: Positive = 5_000  # importance samples; diffusion: steps, all of them where as many
+    ode: Positive = 1  # of dequantisation noise and of the trace's probe
+    ais: Positive = 1
+
+
 class EvaluationConfig(Config):
     """How every family is measured."""
 
@@ -52,8 +62,10 @@ class EvaluationConfig(Config):
     batch_size: Positive = 500
     features: Literal["classifier", "inception-v3"] = "classifier"
     inception_weights: str | None = None  # torch-fidelity's weights file, for inception-v3
-    likelihood_images: int = Field(1_000, ge=2)  # of the test split
-    likelihood_samples: Positive = 64  # K: importance samples, or draws of dequantisation noise
+    likelihood_examples: int = Field(1_000, ge=2)  # of the test split
+    likelihood_draws: LikelihoodDraws = LikelihoodDraws()
+    anomaly_images: Positive = 256  # of the test split, and as many letters
+    ais: AISConfig = AISConfig()
     reconstruction_images: Positive = 256  # of the test split
 
     @model_validator(mode="after")

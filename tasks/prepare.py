@@ -47,9 +47,9 @@ def main() -> None:
         counts = ", ".join(f"{n:,} {name}" for name, n in manifest["counts"].items())
         shape = "x".join(map(str, manifest["spec"]["shape"]))
         print(f"{manifest['name']}: {counts}; {shape}, {manifest['spec']['levels']} levels")
-        leaked = manifest["duplicates"]["images_in_more_than_one_split"]
+        leaked = manifest["duplicates"].get("images_in_more_than_one_split")
         if leaked:
-            print(f"warning: {leaked} images stand in more than one split")
+            print(f"warning: {leaked} examples stand in more than one split")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from models import FAMILIES, store
 from models.base import DataSpec
 from tasks import stage, tracking
 from tasks.params import Params, load_params
-from tasks.registry import SCORE, judge
+from tasks.registry import judge
 from tasks.reporting import leaderboard
 
+TYPES = {int: "long", float: "double", str: "string"}  # of a family's own options, in MLflow
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch")
 
 
@@ -45,7 +46,7 @@ def _register(params: Params, rows: list[dict[str, Any]], root: Path) -> dict[st
     client = tracking.connect(params)
     dataset = params.dataset.title
     done = {}
-    # what needs a source image generates nothing by itself
+    # what needs a source image generates nothing by itself; only class conditions are optional
     free = [row for row in rows if "source" not in FAMILIES[row["family"]].conditions]
     for row in rows:
         folder = root / "artifacts/train" / row["family"]
@@ -68,11 +69,12 @@ def _version(
         "family": row["family"],
         "weights_sha256": row["provenance"]["weights_sha256"],
         "data_sha256": row["provenance"]["data_sha256"],
-        "features": row["features"],
-        "features_sha256": row["features_sha256"],
+        "features": row.get("features", "none"),
+        "features_sha256": row.get("features_sha256", "none"),
         "protocol": str(row["protocol"]),
         "samples": str(row["samples"]),
-        SCORE: repr(row[SCORE]),
+        "score": leaderboard.score(row),
+        leaderboard.score(row): repr(row[leaderboard.score(row)]),
     }
     try:
         client.create_registered_model(name)
@@ -105,19 +107,27 @@ def _log_model(run_id: str, row: dict[str, Any], folder: Path) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    data = DataSpec(**store.describe(folder)["data"])
-    channels, height, width = data.shape
-    conditions = sorted(FAMILIES[row["family"]].conditions)
+    description, family = store.describe(folder), FAMILIES[row["family"]]
+    data = DataSpec(**description["data"])
     kinds = {"label": "string", "text": "string", "source": "binary"}
-    asked = [ColSpec(kinds[name], name, required=name != "label") for name in conditions]
-    example = {"n": [4], **{name: [_example(name, data)] for name in conditions}}
+    needed = family.conditions - {"label"}
+    asked = [ColSpec(kinds[c], c, required=c in needed) for c in description["conditions"]]
+    example = {"n": [4], **{c: [_example(c, data)] for c in description["conditions"]}}
+    output = TensorSpec(np.dtype(np.uint8), (-1, *data.shape))
+    if data.modality == "image":
+        channels, height, width = data.shape
+        output = TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))
+    strings = Schema([ColSpec("string", "text")])
+    common = [ParamSpec("seed", "long", 0), ParamSpec("temperature", "double", 1.0)]
+    own = [ParamSpec(k, TYPES[type(v)], v) for k, v in description["options"].items()]
     signature = ModelSignature(
         inputs=Schema([ColSpec("long", "n"), *asked]),
-        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))]),
-        params=ParamSchema([ParamSpec("seed", "long", 0), ParamSpec("temperature", "double", 1.0)]),
+        outputs=strings if data.modality == "text" else Schema([output]),
+        params=ParamSchema([*common, *own]),
     )
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    versions = [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS]
+    packages = (*REQUIREMENTS, *family.requirements)
+    versions = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
     with (
         tempfile.TemporaryDirectory() as model,
         warnings.catch_warnings(),

@@ -11,8 +11,8 @@ COMPARABLE = {
     "features_sha256": "other features",
     "protocol": "another protocol version",
     "samples": "another number of samples",  # the distance falls with it
+    "score": "another metric",
 }
-SCORE = "frechet_distance"  # lower is better
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,16 @@ class Verdict:
 def judge(candidate: dict[str, Any], champion: dict[str, Any] | None) -> Verdict:
     """Compare a candidate's tags with the champion's (None: there is no champion).
 
-    Both hold the `COMPARABLE` tags and `frechet_distance`, as numbers or
-    as the strings that MLflow's tags are.
+    Both hold the `COMPARABLE` tags, `score`, which is the name of the metric that decides (lower
+    is better), and that metric, as numbers or as the strings that MLflow's tags are.
     """
     if champion is None:
         return Verdict("champion", "the first version")
     for tag, what in COMPARABLE.items():
         if str(candidate[tag]) != str(champion.get(tag)):
             return Verdict("challenger", f"not comparable: the champion was measured on {what}")
-    mine, theirs = float(candidate[SCORE]), float(champion[SCORE])
+    name = candidate["score"]
+    mine, theirs = float(candidate[name]), float(champion[name])
     if mine < theirs:
-        return Verdict("champion", f"{SCORE} {mine:.4g} beats the former champion's {theirs:.4g}")
-    return Verdict("challenger", f"{SCORE} {mine:.4g} does not beat the champion's {theirs:.4g}")
+        return Verdict("champion", f"{name} {mine:.4g} beats the former champion's {theirs:.4g}")
+    return Verdict("challenger", f"{name} {mine:.4g} does not beat the champion's {theirs:.4g}")

@@ -19,6 +19,8 @@ COMPARED = (
     "frechet_distance",
     "kid",
     "bits_per_dim",
+    "nats",
+    "anomaly_auroc",
     "psnr",
     "ssim",
     "train_seconds",
@@ -66,9 +68,10 @@ def main() -> None:
     arguments.parse_args()
     with stage.running("report"):
         for row in run(load_params()):
-            told = (
-                f"Fréchet distance {row['frechet_distance']:.2f}" if row["rank"] else row["reason"]
-            )
+            told = row["reason"]
+            if row["rank"]:
+                score = leaderboard.score(row)
+                told = f"{leaderboard.SCORES[score]} {row[score]:.3f}"
             print(f"{row['rank'] or '-'}. {row['family']}: {told}")
 
 

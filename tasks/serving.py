@@ -3,9 +3,11 @@ else of the project.
 
 Input: a DataFrame, one request a row. Column `n`: how many samples; and what the family takes:
 `label` (a class name; with attributes, the names of those that hold, with commas between),
-`text` (a caption), `source` (the bytes of a PNG or JPEG file; for in-painting one whose
-transparent pixels are the missing ones). Parameters: `seed`, `temperature`. Output: uint8 images
-`[N, H, W, C]`, the requests' samples in the order of their rows.
+`text` (a caption, or what a model of text is to continue), `source` (the bytes of a PNG or JPEG
+file; for in-painting one whose transparent pixels are the missing ones). Parameters: `seed`,
+`temperature`, and what the family's `sample` takes besides (`steps`, `max_tokens`). Output: the
+requests' samples in the order of their rows: uint8 images `[N, H, W, C]`; strings, for text;
+cells of the grid `[N, 2]`, for points.
 """
 
 from __future__ import annotations
@@ -39,19 +41,14 @@ class Sampler(mlflow.pyfunc.PythonModel):
     ) -> np.ndarray[Any, Any]:
         """Raises ValueError for a request that is not `n` >= 0, that lacks a condition the model
         needs, or has one that it does not take or cannot read."""
-        params = {"seed": 0, "temperature": 1.0, **(params or {})}
+        options = {"temperature": 1.0, **self.model.options, **(params or {})}
         with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(int(params["seed"]))
-            parts = [
-                self._draw(row, float(params["temperature"]))
-                for row in model_input.to_dict("records")
-            ]
+            torch.manual_seed(int(options.pop("seed", 0)))
+            parts = [self._draw(row, options) for row in model_input.to_dict("records")]
         levels = torch.cat(parts) if parts else torch.empty(0, *self.model.data.shape)
-        scale = 255 / (self.model.data.levels - 1)
-        images = (levels.float() * scale).round().to(torch.uint8)
-        return images.permute(0, 2, 3, 1).numpy()
+        return answer(levels, self.model.data)
 
-    def _draw(self, request: dict[Any, Any], temperature: float) -> torch.Tensor:
+    def _draw(self, request: dict[Any, Any], options: dict[str, Any]) -> torch.Tensor:
         n = int(request["n"])
         if n < 0:
             raise ValueError(f"n: {n} samples cannot be drawn; give 0 or more")
@@ -68,8 +65,19 @@ class Sampler(mlflow.pyfunc.PythonModel):
         for start in range(0, n, LARGEST_BATCH):
             count = min(LARGEST_BATCH, n - start)
             given: dict[str, Any] = {k: c.expand(count, *c.shape) for k, c in one.items()}
-            parts.append(self.model.sample(count, temperature=temperature, **given))
+            parts.append(self.model.sample(count, **given, **options))
         return torch.cat(parts) if parts else torch.empty(0, *self.model.data.shape)
+
+
+def answer(levels: torch.Tensor, data: DataSpec) -> np.ndarray[Any, Any]:
+    """Samples as they are handed out: images, strings or cells."""
+    if data.modality == "text":  # what is no UTF-8 is shown as such; zeros are after the end
+        rows = [bytes(row).split(b"\0")[0] for row in levels.to(torch.uint8).tolist()]
+        return np.array([row.decode(errors="replace") for row in rows], dtype=object)
+    if data.modality == "points":
+        return levels.to(torch.uint8).numpy()
+    images = (levels.float() * (255 / (data.levels - 1))).round().to(torch.uint8)
+    return images.permute(0, 2, 3, 1).numpy()
 
 
 def _absent(value: Any) -> bool:
@@ -92,8 +100,10 @@ def read_label(value: Any, data: DataSpec) -> torch.Tensor:
 
 
 def read_text(value: Any, data: DataSpec) -> torch.Tensor:
-    """A caption to its bytes, zeros after the end."""
+    """A caption to its bytes, zeros after the end; or what is to be continued to its bytes."""
     encoded = str(value).encode()
+    if data.modality == "text":
+        return torch.tensor(list(encoded), dtype=torch.uint8)
     if not 0 < len(encoded) <= data.text_length:
         raise ValueError(f"text: {len(encoded)} bytes; 1 to {data.text_length} are possible")
     return torch.tensor(list(encoded.ljust(data.text_length, b"\0")), dtype=torch.uint8)

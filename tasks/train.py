@@ -88,6 +88,14 @@ def _check(family: str, params: Params, manifest: dict[str, Any]) -> None:
     reason = FAMILIES[family].unsuited(data)
     if reason:
         raise BadInput(f"{family} cannot learn from this data: {reason}")
+    try:  # some only notice when they are built (conditional without classes)
+        FAMILIES[family](params.models[family], data)
+    except ValueError as error:
+        raise BadInput(f"{family} cannot be built for this data: {error}") from error
+    if select == "frechet_distance" and data.modality != "image":
+        raise BadInput(
+            f"train.select: frechet_distance is for images, not {data.modality}; use auto"
+        )
     if select == "bits_per_dim" and FAMILIES[family].likelihood == "none":
         raise BadInput(f"train.select: bits_per_dim, but {family} has no likelihood; use auto")
     translates = "source" in FAMILIES[family].conditions and data.source and data.source.truth
@@ -127,7 +135,7 @@ def _key(spec: dict[str, Any], data_sha256: str) -> str:
     """Identity of a training: its parameters, its data and the code that runs it."""
     here = Path(__file__).parent
     family_file = Path(models.__file__).parent / f"{spec['family']}.py"
-    shared = ("base.py", "nn.py", "adversarial.py")
+    shared = ("base.py", "nn.py", "adversarial.py", "attention.py", "unet.py")
     code = [family_file, *(family_file.with_name(n) for n in shared)]
     digest = hashlib.sha256(data_sha256.encode())
     judges = [here / "evaluation" / f"{n}.py" for n in JUDGES]

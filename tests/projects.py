@@ -22,8 +22,10 @@ SMALL = {
     "train.validation_samples": 32,
     "classifier.epochs": 2,
     "evaluation.samples": 100,
-    "evaluation.likelihood_images": 16,
-    "evaluation.likelihood_samples": 2,
+    "evaluation.likelihood_examples": 16,
+    "evaluation.likelihood_draws": {"exact": 2, "bound": 2, "ode": 1, "ais": 1},
+    "evaluation.anomaly_images": 16,
+    "evaluation.ais": {"images": 4, "chains": 1, "steps": 4, "leapfrog": 2},
     "evaluation.reconstruction_images": 8,
     "models.dcgan.inversion_steps": 5,
 }

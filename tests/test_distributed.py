@@ -16,7 +16,8 @@ from tasks import classifier, prepare
 from tasks.cluster import connected
 from tasks.data.config import DatasetConfig
 from tasks.evaluate import measure_folder
-from tasks.params import ClassifierConfig, ClusterConfig, EvaluationConfig
+from tasks.evaluation.decoder import AISConfig
+from tasks.params import ClassifierConfig, ClusterConfig, EvaluationConfig, LikelihoodDraws
 from tasks.training.checkpoint import load_best
 from tasks.training.config import Budget, TrainConfig
 from tests.conftest import SMALL_CONFIGS
@@ -110,7 +111,12 @@ def test_two_ray_workers_train_and_the_result_is_measured(
     store.save(tmp_path / "model", model, family, load_best(work / "checkpoints"))
     result = measure_folder(
         EvaluationConfig(
-            samples=100, likelihood_images=4, likelihood_samples=1, reconstruction_images=4
+            samples=100,
+            likelihood_examples=4,
+            likelihood_draws=LikelihoodDraws(exact=1, bound=2, ode=1, ais=1),
+            anomaly_images=4,
+            ais=AISConfig(images=2, chains=1, steps=2, leapfrog=2),
+            reconstruction_images=4,
         ),
         str(trained / f"data-{kind_of(family)}"),
         str(trained / "classifier"),

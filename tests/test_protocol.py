@@ -14,6 +14,7 @@ from models.base import Batch, Config, DataSpec, GenerativeModel, SourceSpec
 from tasks.data.shards import Split
 from tasks.evaluation import conditions, protocol, translation
 from tasks.evaluation.classifier import Classifier, fit
+from tasks.evaluation.decoder import AISConfig
 from tasks.evaluation.features import Extractor
 from tasks.evaluation.manifold import manifold_metrics
 from tasks.evaluation.pictures import by_class, triptychs
@@ -128,7 +129,11 @@ def extractor(judge: Classifier) -> Extractor:
 
 def measure(model: Told, judge: Classifier, n: int = 200) -> protocol.Measured:
     yardstick = protocol.Yardstick(
-        split_of(150, seed=2).x, split_of(80, seed=3), extractor(judge), judge
+        split_of(150, seed=2).x,
+        split_of(40, seed=4).x,
+        split_of(80, seed=3),
+        extractor(judge),
+        judge,
     )
     return protocol.measure(
         model,
@@ -136,8 +141,10 @@ def measure(model: Told, judge: Classifier, n: int = 200) -> protocol.Measured:
         yardstick,
         samples=n,
         batch_size=200,
-        likelihood_images=8,
-        likelihood_samples=1,
+        likelihood_examples=8,
+        likelihood_draws={"exact": 1},
+        anomaly_images=8,
+        ais=AISConfig(images=0),
         reconstruction_images=8,
         seed=0,
         say=lambda text: None,

@@ -63,7 +63,13 @@ def project(tmp_path: Path) -> Path:
         (folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in history))
         weights = store.describe(folder)["weights_sha256"]
         extra = (
-            {"bits_per_dim": 1.8, "likelihood_kind": "bound", "likelihood_draws": 64}
+            {
+                "bits_per_dim": 1.8,
+                "nats": 80.0,
+                "nats_std_error": 0.4,
+                "likelihood_kind": "bound",
+                "likelihood_draws": 64,
+            }
             if family == "vae"
             else {}
         )
@@ -135,7 +141,8 @@ def test_the_page_is_self_contained_and_complete(project: Path) -> None:
     html = render(project)
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
     assert "@import" not in html
-    assert "from 64 importance samples" in html
+    assert "a lower bound on the likelihood" in html
+    assert "vae, 64 draws" in html
     for words in ("4.00", "9.00", "1.800", "bound", "97.90 %", "floor", "1,277"):
         assert words in html, words
     assert "failed: train: NonFiniteLoss: step 7, phase &#39;main&#39;" in html
@@ -154,6 +161,7 @@ TAGS = {
     "features_sha256": "f",
     "protocol": "1",
     "samples": "100",
+    "score": "frechet_distance",
     "frechet_distance": "5.0",
 }
 
@@ -173,6 +181,13 @@ TAGS = {
             {},
             "challenger",
             "another number of samples",
+        ),
+        ({"score": "bits_per_dim", "bits_per_dim": "1.0"}, {}, "challenger", "another metric"),
+        (
+            {"score": "bits_per_dim", "bits_per_dim": "1"},
+            {"score": "bits_per_dim", "bits_per_dim": "2"},
+            "champion",
+            "bits_per_dim 1 beats",
         ),
     ],
 )

@@ -8,15 +8,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from models.base import Config, DataSpec, Positive, SourceSpec
+from models.base import Config, DataSpec, Modality, Positive, SourceSpec
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 FOLDERS = ("image_folder", "paired_folder")
+KNOWN = {  # shape and levels of sources that are always the same
+    "digits": ((1, 8, 8), 17),
+    "mnist": ((1, 28, 28), 256),
+    "binarized_mnist": ((1, 28, 28), 2),
+    "toy2d": ((2,), 256),
+}
+DEFAULT_PATH = "data/raw"
 
 
 class DatasetConfig(Config):
-    name: Literal["digits", "mnist", "image_folder", "paired_folder"] = "digits"
-    path: str = "data/raw"  # folder (or, for the folder sources, any fsspec URI) with the source
+    name: Literal[
+        "digits", "mnist", "binarized_mnist", "image_folder", "paired_folder", "text", "toy2d"
+    ] = "digits"
+    path: str = DEFAULT_PATH  # folder (for the folder sources, any fsspec URI); text: also a file
     validation: Share = 0.1  # shares of the examples, chosen by the hash of their content
     test: Share = 0.2  # where the source has no official test split
     image_size: Positive | None = None  # folder sources: resize and crop to a square; null: as is
@@ -27,14 +36,23 @@ class DatasetConfig(Config):
     paired: bool = True  # false: two domains, no training image of one has its pair in the other
     source_side: Literal["left", "right"] = "right"  # paired_folder: where the source is in A|B
     captions: tuple[str, ...] = ()  # templates, "a handwritten {name}"; captions.csv needs none
+    window: int = Field(128, ge=2)  # text: bytes of one example
+    toy: Literal["moons", "rings", "mixture"] = "mixture"  # toy2d: which density
+    points: int = Field(20_000, ge=100)  # toy2d: how many are drawn from it
 
     @property
     def title(self) -> str:
         """What experiment and registered models are called: the name, or the folder's name."""
-        if self.name not in FOLDERS:
+        if self.name == "toy2d":
+            return f"toy2d-{self.toy}"
+        if self.name not in FOLDERS and not (self.name == "text" and self.path != DEFAULT_PATH):
             return self.name
-        folder = self.path.rstrip("/").rsplit("/", 1)[-1]
+        folder = self.path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".txt")
         return re.sub(r"[^a-z0-9]+", "-", folder.lower()).strip("-") or self.name
+
+    @property
+    def modality(self) -> Modality:
+        return {"text": "text", "toy2d": "points"}.get(self.name, "image")  # type: ignore[return-value]
 
     @property
     def has_pairs(self) -> bool:
@@ -45,7 +63,12 @@ class DatasetConfig(Config):
 
         A folder in an object store is not looked into: only `prepare` sees what it has.
         """
-        side = 64
+        if self.modality != "image":
+            shape: tuple[int, ...] = (self.window,) if self.modality == "text" else (2,)
+            return DataSpec(shape=shape, levels=256, modality=self.modality)
+        side = self.image_size or 64
+        shape, levels = KNOWN.get(self.name, ((1, side, side), 256))
+        side = shape[1]
         source = None
         if self.has_pairs:
             kind: Literal["pair", "edges", "low_resolution", "masked"] = "pair"
@@ -54,15 +77,16 @@ class DatasetConfig(Config):
             small = side // self.scale if kind == "low_resolution" else side
             channels = 2 if kind == "masked" else 1
             source = SourceSpec(kind=kind, shape=(channels, small, small), aligned=self.paired)
-        labels, captions = self.name != "paired_folder", bool(self.captions)
+        labels = self.name not in ("paired_folder", "binarized_mnist")
+        captions = bool(self.captions)
         folder = Path(self.path)
         if self.name == "image_folder" and folder.is_dir():
             visible = [p for p in folder.iterdir() if not p.name.startswith(".")]
             labels = any(p.is_dir() or p.name == "attributes.csv" for p in visible)
             captions |= (folder / "captions.csv").exists()
         return DataSpec(
-            shape=(1, side, side),
-            levels=256,
+            shape=shape,
+            levels=levels,
             classes=("a", "b") if labels else (),
             source=source,
             text_length=int(captions or (self.name == "image_folder" and "://" in self.path)),
@@ -72,6 +96,8 @@ class DatasetConfig(Config):
     def _possible(self) -> DatasetConfig:
         if self.validation + self.test >= 1:
             raise ValueError("validation + test leave nothing to train on (their sum must be < 1)")
+        if self.modality != "image" and (self.derive != "none" or self.captions):
+            raise ValueError(f"derive and captions are for images; {self.name} has none")
         if self.name == "paired_folder" and self.derive != "none":
             raise ValueError("derive makes pairs of single images; a paired_folder has them")
         if not self.paired and not self.has_pairs:

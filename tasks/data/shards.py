@@ -3,7 +3,7 @@
     manifest.json  train-00000.parquet ...  validation-00000.parquet ...  test-00000.parquet ...
 
 Rows are in the order of their content hash, so the same source gives the same bytes in
-whatever order it was read. Columns: `x` (uint8 levels, C*H*W bytes), `label` (int64: the class,
+whatever order it was read. Columns: `x` (uint8 levels, a byte each), `label` (int64: the class,
 or the attributes as bits; or null), `source` (uint8 levels of the other image of the pair, or
 null), `text` (the caption, or null). Where the two images of a row are no pair, `x` and `source`
 are two lists beside each other, the shorter one filled up with nulls.
@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
 class Split(NamedTuple):
     """One split as it was prepared; what the data does not have is None."""
 
-    x: NDArray[np.uint8]  # levels [N, C, H, W]
+    x: NDArray[np.uint8]  # levels [N, *shape]
     label: NDArray[np.int64] | None  # [N], or [N, A] of 0 and 1
     source: NDArray[np.uint8] | None  # levels [N, C', H', W']; another length where unpaired
     text: NDArray[np.uint8] | None  # bytes of the captions [N, T], zeros after the end
@@ -50,7 +50,7 @@ def write(directory: Path, raw: Raw, config: DatasetConfig) -> dict[str, Any]:
     Returns the manifest. Raises BadInput where a split would be empty.
     """
     hashes = [hashlib.sha256(image.tobytes()).digest() for image in raw.x]
-    split = assign(hashes, raw.is_test, config)
+    split = assign(hashes, raw.official, config)
     order = sorted(range(len(hashes)), key=lambda i: (hashes[i], _label(raw, i) or 0))
     directory.mkdir(parents=True)
     kept, counts, content = {}, {}, hashlib.sha256()
@@ -58,11 +58,12 @@ def write(directory: Path, raw: Raw, config: DatasetConfig) -> dict[str, Any]:
         rows = [i for i in order if split[i] == name]
         rows, sources = domains(rows, hashes, raw, config, name)
         kept[name] = rows
-        for what, found in (("images", rows), ("sources", rows if sources is None else sources)):
+        examples = {"image": "images", "text": "windows of text"}.get(raw.modality, "points")
+        for what, found in ((examples, rows), ("sources", rows if sources is None else sources)):
             if len(found) < LEAST:
                 raise BadInput(
                     f"dataset: {len(found)} {what} fall into the {name} split; at least {LEAST} "
-                    "are needed: give more images or a larger share"
+                    f"are needed: give more {what} or a larger share"
                 )
         counts[name] = len(rows) if sources is None else min(len(rows), len(sources))
         for i in rows:
@@ -81,11 +82,14 @@ def write(directory: Path, raw: Raw, config: DatasetConfig) -> dict[str, Any]:
             attributes=raw.attributes,
             source=raw.source_spec,
             text_length=max((len(text.encode()) for text in raw.text or ()), default=0),
+            modality=raw.modality,
         ).model_dump(mode="json"),
         "counts": counts,
         "class_counts": _class_counts(raw, kept),
         "content_sha256": content.hexdigest(),
-        "duplicates": duplicates(hashes, split),
+        # points are cells of a grid: two in one cell are no copies of each other
+        "duplicates": {} if raw.modality == "points" else duplicates(hashes, split),
+        "truth": raw.truth,
         "skipped": raw.skipped,
         "provenance": raw.provenance,
     }

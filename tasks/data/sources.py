@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.base import SourceSpec
-from tasks.data.config import DatasetConfig
+from models.base import Modality, SourceSpec
+from tasks.data.config import DEFAULT_PATH, DatasetConfig
 from tasks.errors import BadInput
 
-DEFAULT_PATH = "data/raw"
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass
@@ -25,12 +25,13 @@ class Raw:
     """A source as it was read.
 
     Attributes:
-        x: uint8 levels `[N, C, H, W]`.
+        x: uint8 levels `[N, *shape]`.
         label: int64 `[N]`, or `[N, A]` attributes, or None where the source has no labels.
-        is_test: bool `[N]` where the source has an official test split, else None.
+        official: the split of each row, `[N]`, where the source has official ones, else None.
         source: uint8 levels `[N, C', H', W']` of the other image of each pair, or, where
             `source_spec.truth` is False, `[M, ...]` of the other domain; or None.
         text: a caption for each image, or None.
+        truth: what is known of the density itself, where it is: `entropy_nats`.
         provenance: where it came from; nothing that differs between machines.
         skipped: files that were left out, each with its reason.
     """
@@ -40,10 +41,12 @@ class Raw:
     label: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
-    is_test: NDArray[np.bool_] | None = None
+    official: NDArray[np.str_] | None = None
     source: NDArray[np.uint8] | None = None
     source_spec: SourceSpec | None = None
     text: list[str] | None = None
+    modality: Modality = "image"
+    truth: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
 
@@ -97,7 +100,7 @@ def mnist(config: DatasetConfig) -> Raw:
         levels=256,
         label=np.concatenate(labels).astype(np.int64),
         classes=tuple("0123456789"),
-        is_test=np.repeat([False, True], [len(images[0]), len(images[1])]),
+        official=np.repeat(["train", "test"], [len(images[0]), len(images[1])]),
         provenance={"source": "MNIST, original IDX files", "sha256": digest},
     )
 
@@ -154,9 +157,59 @@ def paired_folder(config: DatasetConfig) -> Raw:
     return read_pairs(config)
 
 
+def binarized_mnist(config: DatasetConfig) -> Raw:
+    """Larochelle's statically binarised MNIST: text rows of 784 zeros and ones, three splits."""
+    folder, parts = Path(config.path), []
+    names = [f"binarized_mnist_{split}.amat" for split in ("train", "valid", "test")]
+    for name in names:
+        file = next((f for f in (folder / name, folder / f"{name}.gz") if f.is_file()), None)
+        if file is None:
+            raise BadInput(f"dataset.path: {folder} lacks {name} (plain or with .gz)")
+        parts.append(_read_amat(file))
+    digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+    return Raw(
+        x=np.concatenate(parts)[:, None],
+        levels=2,
+        official=np.repeat(SPLITS, [len(part) for part in parts]),
+        provenance={"source": "statically binarised MNIST (Larochelle)", "sha256": digest},
+    )
+
+
+def _read_amat(file: Path) -> NDArray[np.uint8]:
+    """`[N, 28, 28]` of 0 and 1 from lines of 784 numbers with spaces between."""
+    try:
+        content = file.read_bytes()
+        if file.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{file}: cannot be read ({error})") from error
+    digits = np.frombuffer(content.translate(None, b" \t\r\n"), np.uint8) - ord("0")
+    rows = content.count(b"\n") + (not content.endswith(b"\n"))
+    if digits.size != rows * 784 or digits.size == 0 or digits.max() > 1:
+        raise BadInput(f"{file}: not lines of 784 zeros and ones")
+    return digits.reshape(rows, 28, 28)
+
+
+def text(config: DatasetConfig) -> Raw:
+    """Windows of bytes, of Python's own documentation topics or of the files under `path`."""
+    from tasks.data.text import read_text
+
+    return read_text(config)
+
+
+def toy2d(config: DatasetConfig) -> Raw:
+    """Points of the plane whose density is known."""
+    from tasks.data.toy2d import draw
+
+    return draw(config)
+
+
 SOURCES: dict[str, Callable[[DatasetConfig], Raw]] = {
     "digits": digits,
     "mnist": mnist,
+    "binarized_mnist": binarized_mnist,
     "image_folder": image_folder,
     "paired_folder": paired_folder,
+    "text": text,
+    "toy2d": toy2d,
 }

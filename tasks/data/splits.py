@@ -8,25 +8,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.data.config import DatasetConfig
-from tasks.data.sources import Raw
+from tasks.data.sources import SPLITS, Raw
 
-SPLITS = ("train", "validation", "test")
+__all__ = ["SPLITS", "assign", "domains", "duplicates"]
 
 
 def assign(
-    hashes: list[bytes], is_test: NDArray[np.bool_] | None, config: DatasetConfig
+    hashes: list[bytes], official: NDArray[np.str_] | None, config: DatasetConfig
 ) -> list[str]:
-    """The split of each row: a number in [0, 1) made of its content decides."""
+    """The split of each row: a number in [0, 1) made of its content decides.
+
+    Where the source has official splits they stand; if there is no validation split among them,
+    it is taken from the train split in the same way.
+    """
+    carve = official is None or "validation" not in official
     result = []
     for i, digest in enumerate(hashes):
         u = int.from_bytes(digest[:8], "big") / 2**64
-        if is_test is not None:
-            test = bool(is_test[i])
-            validation = not test and u < config.validation
+        if official is None:
+            split = "test" if u < config.test else "train"
+            u -= config.test
         else:
-            test = u < config.test
-            validation = not test and u < config.test + config.validation
-        result.append("test" if test else "validation" if validation else "train")
+            split = str(official[i])
+        if split == "train" and carve and u < config.validation:
+            split = "validation"
+        result.append(split)
     return result
 
 

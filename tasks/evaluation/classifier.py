@@ -133,13 +133,29 @@ def accuracy(model: Classifier, x: Tensor, label: Tensor | None) -> float:
     return right / total
 
 
-def save(directory: Path, model: Classifier, facts: dict[str, object]) -> None:
-    """`classifier.safetensors` and `classifier.json` (sizes, accuracies)."""
-    directory.mkdir(parents=True, exist_ok=True)
+def save(directory: Path, model: Classifier, facts: dict[str, object]) -> dict[str, object]:
+    """`classifier.safetensors`, and `classifier.json` (task, sizes, accuracies): its content."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return _write(directory, state, model.task, model.spec, facts)
+
+
+def save_none(directory: Path, spec: DataSpec) -> dict[str, object]:
+    """What stands in the place of a classifier where the data are no images: no weights."""
+    return _write(directory, {}, "none", spec, {"test_accuracy": None})
+
+
+def _write(
+    directory: Path,
+    state: dict[str, Tensor],
+    task: str,
+    spec: DataSpec,
+    facts: dict[str, object],
+) -> dict[str, object]:
+    directory.mkdir(parents=True, exist_ok=True)
     save_file(state, directory / "classifier.safetensors")
-    description = {"task": model.task, "spec": model.spec.model_dump(mode="json"), **facts}
+    description = {"task": task, "spec": spec.model_dump(mode="json"), **facts}
     (directory / "classifier.json").write_text(json.dumps(description, indent=2) + "\n")
+    return description
 
 
 def load(directory: Path) -> Classifier:

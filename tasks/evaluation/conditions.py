@@ -16,6 +16,7 @@ from tasks.data.shards import Split
 from tasks.evaluation import fidelity
 from tasks.evaluation.classifier import Classifier, predict
 
+LARGEST_VALUES = 500 * 784  # in one batch of samples: networks hold many numbers for each
 LEAST_PER_CLASS = 8  # samples and test images of a class, below which no distance is computed
 
 
@@ -28,6 +29,8 @@ def ask(model: GenerativeModel, split: Split, n: int) -> dict[str, Tensor]:
     asked = {}
     for name in sorted(model.conditions):
         rows = given[name]
+        if rows is None and name not in type(model).conditions:
+            continue  # an option that this data says nothing of: text without a prompt
         assert rows is not None
         count = min(n, len(rows)) if "source" in model.conditions else n
         asked[name] = torch.from_numpy(rows[np.arange(count) % len(rows)])
@@ -44,6 +47,7 @@ def draw(
     """`n` samples (fewer where the split has fewer sources) asked for as `split` has it."""
     asked = ask(model, split, n)
     n = min([n, *map(len, asked.values())])
+    batch_size = min(batch_size, LARGEST_VALUES // model.data.dimensions or 1)
     parts, shown = [], time.monotonic()
     for start in range(0, n, batch_size):
         count = min(batch_size, n - start)

@@ -13,12 +13,14 @@ from torch import Tensor
 from models.base import DataSpec, GenerativeModel
 from tasks.data.shards import Split
 from tasks.evaluation.translation import naive
-from tasks.pictures import save_grid
+from tasks.pictures import histogram, save_grid, save_plane, show
 
 if TYPE_CHECKING:
     from tasks.evaluation.protocol import Measured
 
 SAMPLES, BY_CLASS, TRIPTYCHS = 64, 8, 16
+STRIPS, STEPS, PLANE = 6, 10, 16  # interpolations and their steps; side of the latent plane
+DENSITY_DRAWS = 4  # of dequantisation noise or of latents, in each cell
 
 
 def draw(folder: Path, found: Measured, model: GenerativeModel, test: Split) -> None:
@@ -27,7 +29,18 @@ def draw(folder: Path, found: Measured, model: GenerativeModel, test: Split) -> 
     folder.mkdir(parents=True)
     levels = model.data.levels
     assert found.samples is not None
+    if model.data.modality != "image":
+        show(folder / "samples.png", found.samples, model.data)
+        if model.data.modality == "points" and model.likelihood != "none":
+            save_plane(folder / "density.png", density(model))
+            save_plane(folder / "data.png", histogram(torch.from_numpy(test.x), levels))
+        return
     save_grid(folder / "samples.png", found.samples[:SAMPLES], levels)
+    if model.latent_dim is not None and not model.conditions - {"label"}:
+        strips = interpolations(model)
+        save_grid(folder / "interpolations.png", strips, levels, columns=STEPS)
+    if model.latent_dim == 2:
+        save_grid(folder / "latent_plane.png", latent_plane(model), levels, columns=PLANE)
     if found.pairs is not None:
         rows = torch.stack([p[:16] for p in found.pairs]).flatten(0, 1)
         save_grid(folder / "reconstructions.png", rows, levels, columns=16)
@@ -39,6 +52,46 @@ def draw(folder: Path, found: Measured, model: GenerativeModel, test: Split) -> 
         known = torch.from_numpy(test.x) if found.truth else None
         shown = triptychs(test.source, found.samples[:TRIPTYCHS], known, model.data)
         save_grid(folder / "translations.png", shown, levels, columns=6 if found.truth else 8)
+
+
+@torch.no_grad()
+def interpolations(model: GenerativeModel, seed: int = 0) -> Tensor:
+    """Rows of samples between two latents each, along the great circle (White 2016)."""
+    assert model.latent_dim is not None
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(2, STRIPS, 1, model.latent_dim, generator=generator)
+    t = torch.linspace(0, 1, STEPS).view(1, STEPS, 1)
+    cosine = torch.cosine_similarity(a, b, dim=-1).clamp(-0.999, 0.999)[..., None]
+    angle = torch.arccos(cosine)
+    z = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+    return _sampled(model, z.flatten(0, 1))
+
+
+@torch.no_grad()
+def latent_plane(model: GenerativeModel) -> Tensor:
+    """Samples of a two-dimensional latent space at the normal distribution's quantiles."""
+    quantiles = torch.special.ndtri((torch.arange(PLANE) + 0.5) / PLANE)
+    rows, columns = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
+    return _sampled(model, torch.stack([columns, rows], -1).flatten(0, 1))
+
+
+def _sampled(model: GenerativeModel, z: Tensor) -> Tensor:
+    """One sample for each latent; all of one class where the model takes a class."""
+    asked = {}
+    if "label" in model.conditions:
+        width = len(model.data.attributes)
+        asked["label"] = torch.zeros((len(z), width) if width else len(z), dtype=torch.long)
+    given = {name: rows.to(model.device) for name, rows in {"z": z, **asked}.items()}
+    return model.sample(len(z), **given).cpu()
+
+
+@torch.no_grad()
+def density(model: GenerativeModel) -> Tensor:
+    """The probability of every cell of the plane, `[levels, levels]`."""
+    cells = torch.arange(model.data.levels, dtype=torch.uint8)
+    grid = torch.cartesian_prod(cells, cells).to(model.device)
+    parts = [model.log_prob(part, samples=DENSITY_DRAWS).cpu() for part in grid.split(4096)]
+    return torch.cat(parts).view(len(cells), len(cells)).float().exp()
 
 
 def by_class(samples: Tensor, test: Split, classes: int) -> Tensor:

@@ -17,14 +17,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.base import GenerativeModel
+from models.base import PLURALS, GenerativeModel
 from tasks.data.shards import Split
-from tasks.evaluation import classifier, conditions, fidelity, reconstruction, translation
+from tasks.evaluation import (
+    anomaly,
+    classifier,
+    conditions,
+    decoder,
+    fidelity,
+    likelihood,
+    reconstruction,
+    translation,
+)
 from tasks.evaluation.features import Extractor
 from tasks.evaluation.manifold import manifold_metrics
 
-PROTOCOL_VERSION = 2
-CHUNK = 128  # images at a time, for likelihood and reconstruction
+PROTOCOL_VERSION = 3
+CHUNK = 128  # images at a time, for reconstruction
 UNTRAINED = 2_000  # samples of the untrained network: its distance needs no precision
 
 Images = NDArray[np.uint8]
@@ -37,7 +46,7 @@ class Measured:
     Attributes:
         metrics: flat, name -> number or short text.
         not_applicable: name -> why there is no number.
-        samples: all drawn samples, levels `[n, C, H, W]`.
+        samples: all drawn samples, levels `[n, *shape]`.
         pairs: originals and their reconstructions, or None.
     """
 
@@ -51,12 +60,14 @@ class Measured:
 
 @dataclass
 class Yardstick:
-    """What every family is held against: real images, and the networks that look at them."""
+    """What every family is held against: real data, and the networks that look at them."""
 
     train: Images
+    validation: Images
     test: Split
-    extractor: Extractor
-    judge: classifier.Classifier  # sorts samples into the dataset's classes
+    extractor: Extractor | None  # None: not images, which is where features are known
+    judge: classifier.Classifier | None  # sorts samples into the dataset's classes
+    entropy: float | None = None  # of the density that the data were drawn from, nats
 
 
 @torch.no_grad()
@@ -67,8 +78,10 @@ def measure(
     *,
     samples: int,
     batch_size: int,
-    likelihood_images: int,
-    likelihood_samples: int,
+    likelihood_examples: int,
+    likelihood_draws: dict[str, int],
+    anomaly_images: int,
+    ais: decoder.AISConfig,
     reconstruction_images: int,
     seed: int,
     say: Callable[[str], None] = print,
@@ -89,11 +102,21 @@ def measure(
     found.metrics["sample_images_per_second"] = len(drawn) / (time.perf_counter() - begun)
     found.metrics["samples"] = len(drawn)
     found.samples = drawn
-    before = conditions.draw(untrained, test, min(samples, UNTRAINED), batch_size)
-    say("fidelity")
-    _fidelity(found, drawn.numpy(), before.numpy(), yardstick)
+    if yardstick.extractor is None:
+        reason = f"there are no features of {PLURALS[model.data.modality]}"
+        found.not_applicable |= {"frechet_distance": reason, "kid": reason, "coverage": reason}
+    else:
+        before = conditions.draw(untrained, test, min(samples, UNTRAINED), batch_size)
+        say("fidelity")
+        _fidelity(found, drawn.numpy(), before.numpy(), yardstick, yardstick.extractor)
     say("likelihood")
-    _likelihood(found, model, test.x[:likelihood_images], likelihood_samples)
+    metrics, reasons = likelihood.measure(
+        model, test.x[:likelihood_examples], likelihood_draws, yardstick.entropy
+    )
+    found.metrics |= metrics
+    found.not_applicable |= reasons
+    _anomaly(found, model, yardstick, anomaly_images, likelihood_draws)
+    _decoder(found, model, yardstick, ais, say)
     say("reconstruction")
     if "source" in model.conditions:
         _translation(found, model, drawn.numpy(), yardstick)
@@ -103,9 +126,11 @@ def measure(
     return found
 
 
-def _fidelity(found: Measured, samples: Images, untrained: Images, yardstick: Yardstick) -> None:
+def _fidelity(
+    found: Measured, samples: Images, untrained: Images, yardstick: Yardstick, extract: Extractor
+) -> None:
     """Samples against the test split on features, the train-vs-test floor beside each number."""
-    extract, metrics, test = yardstick.extractor, found.metrics, yardstick.test
+    metrics, test = found.metrics, yardstick.test
     fake, train, real = extract(samples), extract(yardstick.train), extract(test.x)
     metrics["features"], metrics["features_sha256"] = extract.name, extract.sha256
     metrics["frechet_distance"] = fidelity.frechet_distance(fake, real)
@@ -119,7 +144,7 @@ def _fidelity(found: Measured, samples: Images, untrained: Images, yardstick: Ya
     metrics |= manifold_metrics(real, fake[:count])
     floors = manifold_metrics(real, train[:count])
     metrics |= {f"{name}_floor": value for name, value in floors.items()}
-    if yardstick.judge.task == "classes":
+    if yardstick.judge is not None and yardstick.judge.task == "classes":
         shares = classifier.class_shares(yardstick.judge, samples)
         metrics["class_share_min"] = float(shares.min())
         metrics["class_shares"] = [round(float(s), 4) for s in shares]
@@ -138,7 +163,7 @@ def _obedience(
     judge, test = yardstick.judge, yardstick.test
     if not found.conditional:
         found.not_applicable["condition_accuracy"] = "the family takes no condition"
-    elif judge.task == "rotations":
+    elif judge is None or judge.task == "rotations":
         found.not_applicable["condition_accuracy"] = "the dataset has no classes"
     elif not found.truth:
         found.not_applicable["condition_accuracy"] = "the classes of the sources are not known"
@@ -146,27 +171,40 @@ def _obedience(
         found.metrics |= conditions.obedience(samples, test, judge, fake, real)
 
 
-def _likelihood(found: Measured, model: GenerativeModel, test: Images, draws: int) -> None:
-    if model.likelihood == "none":
-        reason = "the family has no likelihood"
-        found.not_applicable |= {"nats": reason, "bits_per_dim": reason}
+def _anomaly(
+    found: Measured,
+    model: GenerativeModel,
+    yardstick: Yardstick,
+    images: int,
+    draws: dict[str, int],
+) -> None:
+    """Whether the likelihood knows the data from something else of the same size."""
+    if "nats" not in found.metrics:
+        found.not_applicable["anomaly_auroc"] = found.not_applicable["nats"]
+    elif model.data.modality != "image":
+        found.not_applicable["anomaly_auroc"] = "it is measured with images of letters"
+    else:
+        test = yardstick.test.x[:images]
+        found.metrics |= anomaly.measure(model, yardstick.validation[:images], test, draws)
+
+
+def _decoder(
+    found: Measured,
+    model: GenerativeModel,
+    yardstick: Yardstick,
+    config: decoder.AISConfig,
+    say: Callable[[str], None],
+) -> None:
+    """Stand-ins for the likelihood of a family that has none, but has a decoder."""
+    if model.likelihood != "none" or not model.decodes:
         return
-    x = torch.from_numpy(test).to(model.device)
-    nats = torch.cat([-model.log_prob(part, samples=draws) for part in x.split(CHUNK)])
-    mean = float(nats.double().mean())
-    if not math.isfinite(mean):
-        reason = f"{int((~nats.isfinite()).sum())} of {len(x)} test images have none that is finite"
-        found.not_applicable |= {"nats": reason, "bits_per_dim": reason}
-        return
-    per_dim = model.data.dimensions * math.log(2)
-    found.metrics |= {
-        "nats": mean,
-        "bits_per_dim": mean / per_dim,
-        "bits_per_dim_std_error": float(nats.double().std()) / math.sqrt(len(x)) / per_dim,
-        "likelihood_kind": model.likelihood,
-        "likelihood_draws": draws,
-        "likelihood_images": len(x),
-    }
+    assert found.samples is not None
+    validation, test = yardstick.validation, yardstick.test.x
+    if config.images:
+        found.metrics |= decoder.annealed(model, validation, test, config, say)
+    found.metrics |= decoder.kernel_density(
+        found.samples.numpy(), validation, test, model.data.levels
+    )
 
 
 def _translation(
@@ -175,6 +213,7 @@ def _translation(
     data, test = model.data, yardstick.test
     assert data.source is not None
     assert test.source is not None
+    assert yardstick.extractor is not None
     if not data.source.truth:
         reason = "the true image of a source is not known"
         found.not_applicable |= {"psnr": reason, "ssim": reason, "perceptual_distance": reason}
@@ -188,6 +227,7 @@ def _translation(
     if "condition_accuracy" in found.metrics and test.label is not None:
         # how much of it the untranslated sources have
         copied = translation.naive(test.source[:n], data.source, data)
+        assert yardstick.judge is not None
         right = classifier.predict(yardstick.judge, copied) == test.label[:n]
         found.metrics["condition_accuracy_floor"] = float(right.mean())
 

@@ -14,6 +14,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from tasks.reporting import leaderboard
+
 INK = "#010203"  # replaced by `currentColor`
 COLOURS = ["#3b76d4", "#d9772b", "#2f9e62", "#c2447e", "#8a63d2", "#8c7a1f", "#1f98a8", "#a55a3c"]
 STYLE: Any = {
@@ -87,29 +89,33 @@ def validation_curves(histories: dict[str, list[dict[str, Any]]], metric: str, l
 
 
 def quality_against_cost(rows: list[dict[str, Any]]) -> str:
-    """Fréchet distance against training time, and against time to sample 1,000 images."""
+    """The score against training time, and against time to sample 1,000 examples."""
     costs = [
         ("training time, s", lambda r: r["train_seconds"]),
-        ("time to sample 1,000 images, s", lambda r: 1000 / r["sample_images_per_second"]),
+        ("time to sample 1,000, s", lambda r: 1000 / r["sample_images_per_second"]),
     ]
+    score = leaderboard.score(rows[0])
+    name = leaderboard.SCORES[score]
     colour = colours([row["family"] for row in rows])
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
         for axes, (label, cost) in zip(panels, costs, strict=True):
             for row in rows:
-                _point(axes, cost(row), row, colour[row["family"]])
-            floor = rows[0]["frechet_distance_floor"]
-            axes.axhline(floor, color=INK, lw=1, ls=":", alpha=0.7)
+                _point(axes, cost(row), row, score, colour[row["family"]])
             axes.set(xlabel=label, xscale="log", yscale="log")
             axes.margins(x=0.35, y=0.15)
             _plain_ticks(axes.xaxis)
             _plain_ticks(axes.yaxis)
-        panels[0].set_ylabel("Fréchet distance (lower is better)")
-        panels[0].annotate(
-            "train vs test", (0.01, floor), xycoords=("axes fraction", "data"), va="bottom"
-        )
+        panels[0].set_ylabel(f"{name} (lower is better)")
+        floor = rows[0].get(f"{score}_floor")
+        if floor is not None:
+            for axes in panels:
+                axes.axhline(floor, color=INK, lw=1, ls=":", alpha=0.7)
+            panels[0].annotate(
+                "train vs test", (0.01, floor), xycoords=("axes fraction", "data"), va="bottom"
+            )
         figure.tight_layout()
-        return _svg(figure, "Fréchet distance against training time and against sampling time")
+        return _svg(figure, f"{name} against training time and against sampling time")
 
 
 def _plain_ticks(axis: Axis) -> None:
@@ -119,13 +125,10 @@ def _plain_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _point(axes: Axes, cost: float, row: dict[str, Any], colour: str) -> None:
-    axes.errorbar(
-        cost, row["frechet_distance"], row["frechet_distance_std"], fmt="o", ms=8, color=colour
-    )
-    axes.annotate(
-        row["family"], (cost, row["frechet_distance"]), xytext=(9, 4), textcoords="offset points"
-    )
+def _point(axes: Axes, cost: float, row: dict[str, Any], score: str, colour: str) -> None:
+    spread = row.get(f"{score}_std", row.get(f"{score}_std_error"))
+    axes.errorbar(cost, row[score], spread, fmt="o", ms=8, color=colour)
+    axes.annotate(row["family"], (cost, row[score]), xytext=(9, 4), textcoords="offset points")
 
 
 def _svg(figure: Figure, alt: str) -> str:

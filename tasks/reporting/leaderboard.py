@@ -36,6 +36,16 @@ COLUMNS = [
     "nats",
     "likelihood_kind",
     "likelihood_draws",
+    "likelihood_note",
+    "perplexity",
+    "entropy_nats",
+    "nats_above_entropy",
+    "ais_nats",
+    "ais_bits_per_dim",
+    "ais_gap_nats",
+    "kde_log_density",
+    "anomaly_auroc",
+    "anomaly_auroc_typicality",
     "psnr",
     "psnr_floor",
     "ssim",
@@ -53,6 +63,15 @@ COLUMNS = [
     "hardware",
     "reason",
 ]
+
+
+# What ranks the families, and the champion in the registry: the first of these that was measured.
+SCORES = {"frechet_distance": "Fréchet distance", "bits_per_dim": "bits/dim"}
+
+
+def score(metrics: dict[str, Any]) -> str:
+    """The name of the metric that ranks; lower is better."""
+    return next(name for name in SCORES if name in metrics)
 
 
 def load_family(family: str, metrics: Path, trained: Path) -> dict[str, Any]:
@@ -78,9 +97,15 @@ def load_family(family: str, metrics: Path, trained: Path) -> dict[str, Any]:
 
 
 def load_families(families: tuple[str, ...], metrics: Path, trained: Path) -> list[dict[str, Any]]:
-    """All families, best Fréchet distance first, the failed ones last; each with its `rank`."""
+    """All families, the best score first, the failed ones last; each with its `rank`."""
     rows = [load_family(family, metrics, trained) for family in families]
-    rows.sort(key=lambda r: (r["status"] != "ok", r.get("frechet_distance", 0.0), r["family"]))
+    rows.sort(
+        key=lambda r: (
+            r["status"] != "ok",
+            r[score(r)] if r["status"] == "ok" else 0.0,
+            r["family"],
+        )
+    )
     for number, row in enumerate(rows, 1):
         row["rank"] = number if row["status"] == "ok" else None
     return rows

@@ -8,10 +8,27 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from tasks.reporting import figures, table
+from models.base import DataSpec
+from tasks.reporting import figures, leaderboard, table
 from tasks.reporting.leaderboard import load_history
 
-PICTURES = ("samples", "reconstructions", "conditions", "translations")
+PICTURES = (
+    "samples",
+    "interpolations",
+    "latent_plane",
+    "density",
+    "data",
+    "reconstructions",
+    "conditions",
+    "translations",
+)
+MEANING = {
+    "exact": "exact: the model's own probability, averaged over draws of dequantisation noise "
+    "where it is a density",
+    "bound": "bound: a lower bound on the likelihood, so the true value may be better",
+    "ode": "ode: the density that a numerical solver integrates, with its error",
+    "ais": "ais: estimated by annealed importance sampling",
+}
 FLOOR_KIND = "reconstruction_floor_kind"
 TEMPLATE = Path(__file__).with_name("leaderboard.html.j2")
 
@@ -36,8 +53,7 @@ def render(
     return environment.from_string(TEMPLATE.read_text()).render(
         dataset=title,
         counts=manifest["counts"],
-        shape="x".join(map(str, manifest["spec"]["shape"])),
-        levels=manifest["spec"]["levels"],
+        examples=describe(DataSpec(**manifest["spec"])),
         classes=judge["task"] == "classes",
         data_sha256=manifest["content_sha256"],
         class_names=manifest["spec"]["classes"],
@@ -47,11 +63,34 @@ def render(
         floor_kind=next(iter({r[FLOOR_KIND] for r in ok if FLOOR_KIND in r}), ""),
         obeys=any("condition_accuracy" in row for row in ok),
         cost_figure=figures.quality_against_cost(ok) if ok else "",
+        score=leaderboard.score(ok[0]) if ok else "",
+        score_name=leaderboard.SCORES[leaderboard.score(ok[0])] if ok else "",
+        kinds=_kinds(ok),
         curves=[curve for curve in curves if curve],
-        likelihood_draws=max((row.get("likelihood_draws", 0) for row in ok), default=0),
         judge_task=judge["task"],
         judge_accuracy=judge["test_accuracy"],
     )
+
+
+def describe(data: DataSpec) -> str:
+    """`images of 1x8x8, 17 levels`, `windows of 128 bytes`, `points of the plane`."""
+    if data.modality == "text":
+        return f"windows of {data.shape[0]} bytes"
+    if data.modality == "points":
+        return f"points of the plane, in {data.levels} x {data.levels} cells"
+    return f"images of {'x'.join(map(str, data.shape))}, {data.levels} levels"
+
+
+def _kinds(ok: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """How each kind of likelihood on the page came about, and the families that have it."""
+    found: dict[str, list[str]] = {}
+    for row in ok:
+        if "likelihood_kind" in row:
+            note = f" ({row['likelihood_note']})" if row.get("likelihood_note") else ""
+            draws = row["likelihood_draws"]
+            of = f", {draws:,} draws" if draws > 1 else ""
+            found.setdefault(row["likelihood_kind"], []).append(f"{row['family']}{note}{of}")
+    return [(MEANING[kind], "; ".join(names)) for kind, names in sorted(found.items())]
 
 
 def _with_pictures(row: dict[str, Any], trained: Path, evaluated: Path) -> dict[str, Any]:
@@ -62,8 +101,13 @@ def _with_pictures(row: dict[str, Any], trained: Path, evaluated: Path) -> dict[
         **{f"{name}_png": _data_uri(folder / f"{name}.png") for name in PICTURES},
         "reconstruction_name": "there and back" if "cycle_psnr" in row else kind,
         "warnings": table.warnings(row),
+        "text": _read(folder / "samples.txt"),
         "loss_figure": figures.loss_curves(load_history(trained, row["family"]), row["family"]),
     }
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _data_uri(path: Path) -> str:

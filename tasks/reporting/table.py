@@ -71,6 +71,11 @@ def _psnr(row: Row) -> Cell | None:
     return Cell(f"{row['psnr']:.1f}", kind) if "psnr" in row else None
 
 
+def _gap(row: Row) -> str:
+    per_dim = row["ais_nats"] / row["ais_bits_per_dim"]
+    return f"ais ± {row['ais_gap_nats'] / per_dim:.3f}"
+
+
 COLUMNS = [
     Column(
         "Fréchet distance ↓",
@@ -92,6 +97,19 @@ COLUMNS = [
     ),
     Column(
         "bits/dim ↓", _number("bits_per_dim", ".3f", lambda r: str(r.get("likelihood_kind", "")))
+    ),
+    Column("nats ↓", _number("nats", ".2f", lambda r: f"± {r['nats_std_error']:.2f}")),
+    Column("perplexity ↓", _number("perplexity", ".2f", lambda r: "of a byte")),
+    Column("above entropy, nats ↓", _number("nats_above_entropy", ".3f")),
+    Column(
+        "bits/dim with noise ↓",
+        _number("ais_bits_per_dim", ".3f", _gap),
+    ),
+    Column(
+        "anomalies ↑",
+        _number(
+            "anomaly_auroc", ".0%", lambda r: f"{r['anomaly_auroc_typicality']:.0%} by typicality"
+        ),
     ),
     Column("PSNR, dB ↑", _psnr, _floor("psnr_floor", ".1f")),
     Column("PSNR in the hole ↑", _number("psnr_hole", ".1f"), _floor("psnr_hole_floor", ".1f")),

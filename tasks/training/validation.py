@@ -19,7 +19,7 @@ from tasks.evaluation.fidelity import frechet_distance
 from tasks.evaluation.manifold import manifold_metrics
 from tasks.evaluation.pictures import triptychs
 from tasks.evaluation.reconstruction import psnr
-from tasks.pictures import save_grid
+from tasks.pictures import save_grid, show
 from tasks.training.config import TrainConfig
 
 GRID, TRIPTYCHS = 64, 16
@@ -30,47 +30,49 @@ HIGHER_IS_BETTER = ("psnr",)
 class Validator:
     """Call it with the model and the step; returns metrics and their `"score"`, lower better.
 
-    `frechet_distance` and `coverage` always, on `validation_samples` samples against the
+    `frechet_distance` and `coverage` of images, on `validation_samples` samples against the
     validation split, asked for with its conditions; `bits_per_dim` where the family has a
-    likelihood, on up to `validation_images`; `psnr` and `perceptual_distance` where it translates
-    and the true image is known. Noise is the same at every call, so the curves are smooth.
+    likelihood, on up to `validation_images` examples; `psnr` and `perceptual_distance` where it
+    translates and the true image is known. Noise is the same at every call, so the curves are smooth.
     """
 
     def __init__(
         self,
         split: Split,
         train: Tensor,
-        extractor: Extractor,
+        extractor: Extractor | None,
         config: TrainConfig,
         pictures: Path | None = None,
     ) -> None:
         self.split, self.extractor, self.config, self.pictures = split, extractor, config, pictures
-        self.real = extractor(split.x)
-        self.train = extractor(train[: config.validation_samples])
+        if extractor is not None:
+            self.real = extractor(split.x)
+            self.train = extractor(train[: config.validation_samples])
         self.floors: dict[int, float] = {}  # of the coverage, by the number of samples
 
     def __call__(self, model: GenerativeModel, step: int) -> dict[str, Any]:
         torch.manual_seed(self.config.seed)
-        samples = conditions.draw(model, self.split, self.config.validation_samples, 256)
-        features = self.extractor(samples)
-        metrics: dict[str, Any] = {
-            "frechet_distance": frechet_distance(features, self.real),
-            **manifold_metrics(self.real, features, keys=COVERAGE),
-            "coverage_floor": self._coverage_floor(len(samples)),
-        }
+        wanted = self.config.validation_samples if self.extractor else GRID
+        samples = conditions.draw(model, self.split, wanted, 256)
+        metrics: dict[str, Any] = {}
+        if self.extractor is not None:
+            features = self.extractor(samples)
+            metrics["frechet_distance"] = frechet_distance(features, self.real)
+            metrics |= manifold_metrics(self.real, features, keys=COVERAGE)
+            metrics["coverage_floor"] = self._coverage_floor(len(samples))
+            metrics |= self._translation(model, samples, features)
         if model.likelihood != "none":
             x = torch.from_numpy(self.split.x[: self.config.validation_images]).to(model.device)
             nats = torch.cat([-model.log_prob(part) for part in x.split(256)]).double().mean()
             metrics["bits_per_dim"] = float(nats) / (model.data.dimensions * math.log(2))
-        metrics |= self._translation(model, samples, features)
         self._picture(model, samples, step)
-        wanted: str = self.config.select
-        if wanted == "auto":
+        select: str = self.config.select
+        if select == "auto":
             preferred = ("bits_per_dim", "frechet_distance")
-            wanted = next(name for name in preferred if name in metrics)
-        if wanted not in metrics:
-            raise ValueError(f"train.select: {wanted} is not measured for this family and data")
-        return {**metrics, "score": metrics[wanted] * (-1 if wanted in HIGHER_IS_BETTER else 1)}
+            select = next(name for name in preferred if name in metrics)
+        if select not in metrics:
+            raise ValueError(f"train.select: {select} is not measured for this family and data")
+        return {**metrics, "score": metrics[select] * (-1 if select in HIGHER_IS_BETTER else 1)}
 
     def _coverage_floor(self, n: int) -> float:
         """What as many training images cover."""
@@ -94,6 +96,9 @@ class Validator:
         if self.pictures is None:
             return
         path, levels = self.pictures / f"step-{step:08d}.png", model.data.levels
+        if model.data.modality != "image":
+            show(path, samples, model.data)
+            return
         spec, source = model.data.source, self.split.source
         if "source" not in model.conditions or spec is None or source is None:
             save_grid(path, samples[:GRID], levels)

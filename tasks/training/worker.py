@@ -42,7 +42,9 @@ def work(spec: dict[str, Any]) -> None:
     data = train_data(prepared, model.data)
     validate = None
     if comm.rank == 0:
-        extractor = classifier_features(Path(spec["classifier"]), device)
+        extractor = None  # of features, which are known of images
+        if model.data.modality == "image":
+            extractor = classifier_features(Path(spec["classifier"]), device)
         validation, train_x = shards.read_split(prepared, "validation"), data.x.cpu()
         validate = Validator(validation, train_x, extractor, config, directory / PICTURES)
     facts: dict[str, Any] = {"hardware": hardware(device), "workers": comm.world}

@@ -1,0 +1,124 @@
+"""`genarena sample`: samples of a registered model into files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from genarena.command import enter_project
+from genarena.show import console
+from models import FAMILIES
+from tasks.environment import prepare_environment
+from tasks.errors import BadInput, exit_on_bad_input
+from tasks.params import Params, load_params
+
+
+def draw_samples(
+    model: str,
+    n: int,
+    out: Path,
+    seed: int,
+    temperature: float,
+    label: str,
+    text: str,
+    source: list[Path],
+    options: list[str],
+) -> None:
+    """`genarena sample`: a registered model by URI or name, or a trained family from disk.
+
+    `n` samples of the condition, or of each source where several are given. `options` are
+    `key=value` of what the family's `sample` takes besides (`steps=20`).
+    """
+    with exit_on_bad_input("genarena"):
+        asked: dict[str, Any] = {name: v for name, v in (("label", label), ("text", text)) if v}
+        requests = [{"n": n, **asked}]
+        if source:
+            for file in source:
+                if not file.is_file():
+                    raise BadInput(f"--source: no file at {file}")
+            requests = [{"n": n, **asked, "source": file.read_bytes()} for file in source]
+        home = Path.cwd()
+        enter_project()
+        prepare_environment()
+        folder = (home / out).absolute()
+        if folder.exists() and not folder.is_dir():
+            raise BadInput(f"--out: {out} is a file; give a folder")
+        given = dict(_pair(option) for option in options)
+        samples = _draw(
+            model, load_params(), requests, {"seed": seed, "temperature": temperature, **given}
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        console.print(f"{_write(samples, folder)} in {folder}")
+
+
+def _pair(option: str) -> tuple[str, str]:
+    name, equals, value = option.partition("=")
+    if not equals:
+        raise BadInput(f"--set: '{option}' is not key=value")
+    return name.strip(), value
+
+
+def _write(samples: Any, folder: Path) -> str:
+    """Images to PNG files, texts to text files (and to the terminal), points to one table."""
+    from PIL import Image
+
+    if samples.dtype == object:
+        for number, text in enumerate(samples):
+            (folder / f"{number:05d}.txt").write_text(text)
+            console.rule(str(number))
+            console.print(text, markup=False)
+        return f"{len(samples)} texts"
+    if samples.ndim == 2:
+        lines = [",".join(map(str, row)) for row in samples.tolist()]
+        (folder / "points.csv").write_text("\n".join(["x,y", *lines]) + "\n")
+        return f"{len(samples)} points"
+    for number, image in enumerate(samples):
+        pixels = image[..., 0] if image.shape[-1] == 1 else image
+        Image.fromarray(pixels).save(folder / f"{number:05d}.png")
+    return f"{len(samples)} images"
+
+
+def _draw(
+    model: str, params: Params, requests: list[dict[str, Any]], options: dict[str, Any]
+) -> Any:
+    import mlflow
+    import pandas as pd
+    from mlflow.exceptions import MlflowException
+
+    from tasks import tracking
+    from tasks.errors import nearest
+
+    client = tracking.connect(params)
+    uri = model
+    if not model.startswith(("models:/", "runs:/")):
+        name = f"{params.dataset.title}-{model}" if model in FAMILIES else model
+        uri = f"models:/{name}@champion"
+    try:
+        loaded = mlflow.pyfunc.load_model(uri)
+    except MlflowException as error:
+        try:
+            known = [found.name for found in client.search_registered_models()]
+        except MlflowException as outage:
+            uri = tracking.tracking_uri(params)
+            raise BadInput(f"the registry at {uri} does not answer") from outage
+        hint = nearest(model, [*known, *FAMILIES]) if known else ": nothing is registered yet"
+        if model in FAMILIES:
+            hint = f"; train it on {params.dataset.title} first: make run FAMILIES={model}"
+        raise BadInput(f"{uri}: no such model{hint}") from error
+    takes = loaded.metadata.get_input_schema().input_names()
+    for name in requests[0]:  # MLflow drops, without a word, what the model does not take
+        if name not in takes:
+            raise BadInput(f"--{name}: {uri} takes no {name}; it takes {', '.join(takes)}")
+    schema = {p.name: p for p in loaded.metadata.get_params_schema().params}
+    for name, value in options.items():
+        if name not in schema:
+            hint = nearest(name, schema) or f"; it takes {', '.join(schema)}"
+            raise BadInput(f"--set: {uri} takes no option '{name}'{hint}")
+        try:
+            options[name] = type(schema[name].default)(value)
+        except ValueError as error:
+            raise BadInput(f"--set: {name}={value} is not like {schema[name].default}") from error
+    try:
+        return loaded.predict(pd.DataFrame(requests), params=options)
+    except (MlflowException, ValueError) as error:  # a request that the model cannot answer
+        raise BadInput(f"{uri}: {' '.join(str(error).split())}") from error

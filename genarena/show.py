@@ -1,0 +1,85 @@
+"""Tables in the terminal: the leaderboard, and the families."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from models import FAMILIES
+from models.base import PLURALS
+from tasks.params import Params
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+
+
+def show_leaderboard(params: Params) -> None:
+    """Print the leaderboard, where the report is, and how to open the UIs."""
+    import pandas as pd
+
+    if not Path("reports/leaderboard.csv").exists():
+        raise SystemExit("genarena: no leaderboard: the run ended before its report")
+    rows = pd.read_csv("reports/leaderboard.csv").to_dict("records")
+    ok = [row for row in rows if row["status"] == "ok"]
+    shown = [name for name, key in SHOWN.items() if any(pd.notna(row[key]) for row in ok)]
+    table = Table(title=f"Leaderboard: {params.dataset.title}, test split")
+    for name in ("#", "family", *shown):
+        table.add_column(name, justify="left" if name in ("#", "family") else "right")
+    for row in rows:
+        if row["status"] != "ok":
+            table.add_row("-", row["family"], "[red]failed")
+            continue
+        cells = [_cell(SHOWN[name], row) if pd.notna(row[SHOWN[name]]) else "-" for name in shown]
+        table.add_row(f"{row['rank']:.0f}", row["family"], *cells)
+    console.print(table)
+    for row in (row for row in rows if row["status"] != "ok"):
+        console.print(f"{row['family']} failed: {row['reason']}", style="red", markup=False)
+    report = Path("reports/leaderboard.html").absolute().as_uri()
+    console.print(f"Report: {report}", soft_wrap=True)
+    console.print("UIs:    make ui   (MLflow: runs and models; Prefect: flow runs)")
+
+
+SHOWN = {  # title -> column of the leaderboard; one that is empty is not shown
+    "Fréchet dist.": "frechet_distance",
+    "floor": "frechet_distance_floor",
+    "KID": "kid",
+    "coverage": "coverage",
+    "as asked": "condition_accuracy",
+    "bits/dim": "bits_per_dim",
+    "nats": "nats",
+    "perplexity": "perplexity",
+    "anomalies": "anomaly_auroc",
+    "PSNR": "psnr",
+    "training": "train_seconds",
+}
+
+
+def _cell(key: str, row: dict[Any, Any]) -> str:
+    formats: dict[str, Callable[[], str]] = {
+        "frechet_distance": lambda: f"{row[key]:.2f} ± {row['frechet_distance_std']:.2f}",
+        "frechet_distance_floor": lambda: f"{row[key]:.2f}",
+        "kid": lambda: f"{row[key]:.3f}",
+        "nats": lambda: f"{row[key]:.2f}",
+        "perplexity": lambda: f"{row[key]:.2f}",
+        "bits_per_dim": lambda: f"{row[key]:.3f} {row['likelihood_kind']}",
+        "psnr": lambda: f"{row[key]:.1f} dB",
+        "train_seconds": lambda: f"{row[key]:.0f} s",
+    }
+    return formats[key]() if key in formats else f"{row[key]:.0%}"
+
+
+def show_families() -> None:
+    """`genarena families`."""
+    table = Table(title="Model families")
+    for name in ("family", "data", "likelihood", "reconstruction", "conditions", "paper"):
+        table.add_column(name)
+    for name, family in FAMILIES.items():
+        conditions = ", ".join(sorted(family.conditions)) or "none"
+        kinds = ", ".join(PLURALS[kind] for kind in sorted(family.modalities))
+        facts = (kinds, family.likelihood, family.reconstruction, conditions, family.paper)
+        table.add_row(name, *facts)
+    console.print(table)

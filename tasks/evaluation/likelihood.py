@@ -1,0 +1,66 @@
+"""Likelihood: nats and bits per dimension of the discrete data, and how the number came about."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.base import GenerativeModel
+
+CHUNK = 128  # examples at a time
+
+
+def nats(model: GenerativeModel, x: NDArray[np.uint8] | Tensor, draws: int) -> Tensor:
+    """-log P of each example, float64 `[N]` on the CPU."""
+    levels = torch.as_tensor(x)
+    parts = [
+        -model.log_prob(part.to(model.device), samples=draws).double().cpu()
+        for part in levels.split(CHUNK)
+    ]
+    return torch.cat(parts)
+
+
+def measure(
+    model: GenerativeModel, test: NDArray[np.uint8], draws: dict[str, int], entropy: float | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Metrics, and reasons for those that there are not.
+
+    Args:
+        test: levels `[N, *shape]`.
+        draws: Monte Carlo draws by kind of likelihood: of dequantisation noise for an exact one,
+            importance samples (diffusion: steps) for a bound, noise and probe for an ode.
+        entropy: of the data's own density in nats, where it is known.
+    """
+    if model.likelihood == "none":
+        reason = "the family has no likelihood"
+        return {}, {"nats": reason, "bits_per_dim": reason}
+    k = draws[model.likelihood]
+    values = nats(model, test, k)
+    mean = float(values.mean())
+    if not math.isfinite(mean):
+        reason = f"{int((~values.isfinite()).sum())} of {len(test)} test examples have none finite"
+        return {}, {"nats": reason, "bits_per_dim": reason}
+    per_dim = model.data.dimensions * math.log(2)
+    error = float(values.std()) / math.sqrt(len(test))
+    found: dict[str, Any] = {
+        "nats": mean,
+        "nats_std_error": error,
+        "bits_per_dim": mean / per_dim,
+        "bits_per_dim_std_error": error / per_dim,
+        "likelihood_kind": model.likelihood,
+        "likelihood_draws": k,
+        "likelihood_examples": len(test),
+    }
+    if model.likelihood_note:
+        found["likelihood_note"] = model.likelihood_note
+    if model.data.modality == "text":
+        found["bits_per_byte"] = mean / per_dim
+        found["perplexity"] = math.exp(mean / model.data.dimensions)  # of a byte
+    if entropy is not None:
+        found["entropy_nats"], found["nats_above_entropy"] = entropy, mean - entropy
+    return found, {}
