@@ -23,6 +23,13 @@ from tasks.params import Params, load_params, override_params, preview_params
 BUSY_TRIES, BUSY_WAIT_S = 60, 2.0
 
 
+STARTERS = {
+    "image": ("vae", "dcgan", "realnvp"),
+    "text": ("transformer", "hmm"),
+    "points": ("realnvp", "flow_matching", "gmm"),
+}
+
+
 def run_comparison(
     dataset: str,
     data_path: str,
@@ -39,6 +46,8 @@ def run_comparison(
         changes = _changes(dataset, data_path, families, captions, settings)
         if changes.get("families") == ["all"]:
             changes["families"] = _suited(changes)
+        elif dataset and not families:
+            changes |= _starters(changes)
         budget = {"steps": steps, "minutes": minutes}
         if steps is not None or minutes is not None:
             changes["train.budget"] = {name: n for name, n in budget.items() if n is not None}
@@ -103,6 +112,15 @@ def _suited(changes: dict[str, Any]) -> list[str]:
         if reason:
             console.print(f"left out: {name}: {reason}", soft_wrap=True, markup=False)
     return [name for name, reason in reasons.items() if reason is None]
+
+
+def _starters(changes: dict[str, Any]) -> dict[str, Any]:
+    """Families to begin with, where those in params.yaml do not suit another kind of data."""
+    params = preview_params(changes)
+    data = params.dataset.outline()
+    if all(FAMILIES[name].unsuited(data) is None for name in params.families):
+        return {}
+    return {"families": list(STARTERS[data.modality])}
 
 
 def enter_project() -> None:

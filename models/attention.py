@@ -60,13 +60,14 @@ class Decoder(nn.Module):
         super().__init__()
         if width % (2 * heads):
             raise ValueError(f"width {width} is not {heads} heads of even width")
-        self.context, self.classes = context, classes
+        self.context, self.classes, self.heads = context, classes, heads
         self.embed = nn.Embedding(vocabulary, width)
         self.start = nn.Parameter(torch.zeros(width))
         self.label = nn.Embedding(classes, width) if classes else None
         self.position = nn.Embedding(context, width) if positions else None
         self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
+        blocks = [_Block(width, heads, dropout) for _ in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, vocabulary, bias=False)
         half = width // heads // 2
@@ -76,7 +77,7 @@ class Decoder(nn.Module):
         self.register_buffer("forbidden", None if allowed is None else ~allowed, persistent=False)
         self.apply(_initialise)
         nn.init.normal_(self.start, std=0.02)
-        for block in self.blocks:  # so that the sum over the layers starts at the embedding's size
+        for block in blocks:  # so that the sum over the layers starts at the embedding's size
             for layer in (block.out, block.down):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * layers))
 
@@ -178,8 +179,7 @@ class Decoder(nn.Module):
 
     def _memory(self, n: int) -> Tensor:
         """Room for keys and values: `[layers, 2, n, heads, context, head width]`."""
-        block = self.blocks[0]
-        shape = (len(self.blocks), 2, n, block.heads, self.context, 2 * self.cos.shape[1])
+        shape = (len(self.blocks), 2, n, self.heads, self.context, 2 * self.cos.shape[1])
         return torch.empty(shape, dtype=self.start.dtype, device=self.start.device)
 
 

@@ -89,6 +89,20 @@ def test_another_data_set_starts_from_plain_images() -> None:
     }
 
 
+def test_another_kind_of_data_starts_with_families_that_suit_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genarena.command import STARTERS, _starters
+
+    monkeypatch.chdir(project)
+    assert _starters({"dataset.name": "mnist"}) == {}
+    assert _starters({"dataset.name": "text"}) == {"families": ["transformer", "hmm"]}
+    assert _starters({"dataset.name": "toy2d"})["families"][0] == "realnvp"
+    assert _starters({"dataset.name": "toy2d", "families": ["gmm"]}) == {}
+    for modality, names in STARTERS.items():
+        assert all(modality in FAMILIES[name].modalities for name in names)
+
+
 def test_outside_of_a_project(tmp_path: Path) -> None:
     done = projects.run(tmp_path, sys.executable, "-m", "genarena", "run")
     assert done.returncode == 2

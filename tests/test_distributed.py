@@ -129,7 +129,7 @@ def test_two_ray_workers_train_and_the_result_is_measured(
     metrics, pictures = result["metrics"], {p.name for p in (tmp_path / "out").iterdir()}
     assert all(math.isfinite(v) for v in metrics.values() if isinstance(v, float))
     assert "samples.png" in pictures
-    conditions = FAMILIES[family].conditions
+    conditions = model.conditions
     assert ("condition_accuracy" in metrics) == bool(conditions)
     assert ("conditions.png" in pictures) == bool(conditions)
     assert ("translations.png" in pictures) == ("source" in conditions)

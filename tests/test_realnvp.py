@@ -11,11 +11,14 @@ import torch
 from models.base import DataSpec
 from models.realnvp import RealNVP, RealNVPConfig
 
+SMALL = RealNVPConfig(width=4, blocks=1, point_couplings=4, hidden=16)
 
-def randomised(shape: tuple[int, int, int], levels: int = 4, seed: int = 0) -> RealNVP:
+
+def randomised(shape: tuple[int, ...], levels: int = 4, seed: int = 0) -> RealNVP:
     """Double precision, evaluation mode, every weight and statistic away from its start."""
     torch.manual_seed(seed)
-    model = RealNVP(RealNVPConfig(width=4, blocks=1), DataSpec(shape=shape, levels=levels))
+    modality = "points" if len(shape) == 1 else "image"
+    model = RealNVP(SMALL, DataSpec(shape=shape, levels=levels, modality=modality))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -25,8 +28,8 @@ def randomised(shape: tuple[int, int, int], levels: int = 4, seed: int = 0) -> R
     return model.double().eval()
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 8, 12), (1, 5, 7), (3, 4, 4)], ids=str)
-def test_log_det_is_the_jacobians(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 8, 12), (1, 5, 7), (3, 4, 4), (2,)], ids=str)
+def test_log_det_is_the_jacobians(shape: tuple[int, ...]) -> None:
     model = randomised(shape)
     y = torch.rand(2, *shape, dtype=torch.float64) * 0.98 + 0.01
     _, log_det = model(y)
@@ -36,10 +39,11 @@ def test_log_det_is_the_jacobians(shape: tuple[int, int, int]) -> None:
         expected = torch.linalg.slogdet(square).logabsdet
         assert torch.isclose(log_det[i].detach(), expected, rtol=1e-9, atol=1e-9)
         assert abs(float(expected)) > 1.0  # an identity would pass for the wrong reason
+    assert not torch.isclose(log_det[0], log_det[1])
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 8, 12), (1, 28, 28), (1, 5, 7)], ids=str)
-def test_inverse(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 8, 12), (1, 28, 28), (1, 5, 7), (2,)], ids=str)
+def test_inverse(shape: tuple[int, ...]) -> None:
     model = randomised(shape)
     y = torch.rand(3, *shape, dtype=torch.float64) * 0.98 + 0.01
     with torch.no_grad():
@@ -94,8 +98,31 @@ def _mass_inside(model: RealNVP, draws: int) -> float:
     return float(((y >= 0) & (y < 1)).flatten(1).all(1).double().mean())
 
 
-def test_reconstruction_is_exact() -> None:
-    model = randomised((1, 8, 8), levels=17).float()
-    x = torch.randint(0, 17, (32, 1, 8, 8), dtype=torch.uint8)
+def test_probabilities_of_the_plane() -> None:
+    """P over all cells of a coarse grid sums to the mass that the flow has inside of it."""
+    model = randomised((2,), levels=16)
+    cells = torch.cartesian_prod(torch.arange(16), torch.arange(16))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            probabilities = model.log_prob(cells, samples=200).exp()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert float(probabilities.max()) > 2 * float(probabilities.mean())
+    assert float(probabilities.sum()) == pytest.approx(_mass_inside(model, 100_000), abs=0.01)
+
+
+def test_points_couple_both_coordinates() -> None:
+    """Neither latent is a function of one coordinate alone."""
+    model = randomised((2,))
+    y = torch.rand(2, dtype=torch.float64) * 0.9 + 0.05
+    jacobian = torch.autograd.functional.jacobian(lambda v: model(v[None])[0][0], y)
+    assert (jacobian.abs() > 1e-3).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2,)], ids=str)
+def test_reconstruction_is_exact(shape: tuple[int, ...]) -> None:
+    model = randomised(shape, levels=17).float()
+    x = torch.randint(0, 17, (32, *shape), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(model.reconstruct(x), x)

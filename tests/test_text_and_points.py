@@ -101,7 +101,7 @@ def test_what_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
 def test_points_are_of_the_density_whose_entropy_is_told(toy: str, tmp_path: Path) -> None:
     config = DatasetConfig(name="toy2d", toy=toy)  # type: ignore[arg-type]
     manifest = prepare.run(config, tmp_path / "out")
-    assert manifest["counts"] == {"train": 16_000, "validation": 2_000, "test": 2_000}
+    assert manifest["counts"] == {"train": 80_000, "validation": 10_000, "test": 10_000}
     probabilities = toy2d.cell_probabilities(toy)
     assert probabilities.sum() == pytest.approx(1)
     x = shards.read_split(tmp_path / "out", "train").x

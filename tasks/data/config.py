@@ -38,7 +38,7 @@ class DatasetConfig(Config):
     captions: tuple[str, ...] = ()  # templates, "a handwritten {name}"; captions.csv needs none
     window: int = Field(128, ge=2)  # text: bytes of one example
     toy: Literal["moons", "rings", "mixture"] = "mixture"  # toy2d: which density
-    points: int = Field(20_000, ge=100)  # toy2d: how many are drawn from it
+    points: int = Field(100_000, ge=100)  # toy2d: how many are drawn from it
 
     @property
     def title(self) -> str:

@@ -110,9 +110,9 @@ def measure(
         say("fidelity")
         _fidelity(found, drawn.numpy(), before.numpy(), yardstick, yardstick.extractor)
     say("likelihood")
-    metrics, reasons = likelihood.measure(
-        model, test.x[:likelihood_examples], likelihood_draws, yardstick.entropy
-    )
+    # where the entropy is known the error of the difference is what counts: all points
+    measured = test.x if yardstick.entropy is not None else test.x[:likelihood_examples]
+    metrics, reasons = likelihood.measure(model, measured, likelihood_draws, yardstick.entropy)
     found.metrics |= metrics
     found.not_applicable |= reasons
     _anomaly(found, model, yardstick, anomaly_images, likelihood_draws)
@@ -246,8 +246,10 @@ def _cycle(found: Measured, model: GenerativeModel, test: Images) -> None:
 
 
 def _reconstruction(found: Measured, model: GenerativeModel, test: Images) -> None:
-    if model.reconstruction == "none":
+    if model.reconstruction == "none" or model.data.modality != "image":
         reason = "the family cannot reconstruct"
+        if model.data.modality != "image":
+            reason = "it is a measure of images"
         found.not_applicable |= {"psnr": reason, "ssim": reason}
         return
     rendered = _rendered(found, model, test)

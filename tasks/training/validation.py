@@ -33,7 +33,7 @@ class Validator:
     `frechet_distance` and `coverage` of images, on `validation_samples` samples against the
     validation split, asked for with its conditions; `bits_per_dim` where the family has a
     likelihood, on up to `validation_images` examples; `psnr` and `perceptual_distance` where it
-    translates and the true image is known. Noise is the same at every call, so the curves are smooth.
+    translates and the true image is known. Noise is the same at every call: curves are smooth.
     """
 
     def __init__(
