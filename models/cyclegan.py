@@ -197,6 +197,8 @@ class CycleGAN(GenerativeModel):
 
     @classmethod
     def unsuited(cls, data: DataSpec) -> str | None:
+        if data.modality != "image":
+            return super().unsuited(data)
         if data.source is None:
             return "it needs two domains (dataset.name: paired_folder, or dataset.derive)"
         if data.source.aligned:

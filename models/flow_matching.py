@@ -14,7 +14,9 @@
 The latent z is x_0 (`latent_dim` = dimensions); reconstruction integrates back and forth.
 
 With `pairing: optimal_transport` each x_1 of a batch gets the x_0 that an exact assignment
-(squared distance) over the whole batch of all workers gives it, instead of its own.
+(squared distance) over the whole batch of all workers gives it, instead of its own. That is
+the default: on the digits it is better in likelihood and in few steps than `independent`,
+which is Lipman et al.
 
 Deviations from the papers: a small U-Net (see `models/unet.py`); levels are dequantised in
 training too, since that is the density whose likelihood is measured; heun instead of
@@ -60,10 +62,10 @@ class FlowMatchingConfig(Config):
     dropout: Fraction = 0.0  # images
     hidden: Positive = 128  # points: width of the perceptron
     layers: Positive = 3  # points: hidden layers
-    pairing: Literal["independent", "optimal_transport"] = "independent"
+    pairing: Literal["independent", "optimal_transport"] = "optimal_transport"
     sigma_min: float = Field(1e-4, ge=0, lt=1)  # spread of the path's end around a data point
     probe: Literal["rademacher", "gaussian"] = "rademacher"  # of Hutchinson's estimator
-    likelihood_draws: Positive = 4  # at most so many draws per image, whatever is asked for
+    likelihood_draws: Positive = 1  # images: at most so many in `log_prob`, whatever is asked for
     rtol: float = Field(1e-4, gt=0)  # of dopri5, in likelihood, reconstruction and sampling
     atol: float = Field(1e-4, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, warmup_steps=100, clip_grad_norm=1.0)
@@ -160,7 +162,7 @@ class FlowMatching(GenerativeModel):
         if self.data.modality == "points":
             return f"{solver}, exact trace, log of the mean over uniform dequantisations"
         return (
-            f"{solver}, 1 {config.probe} probe per uniform dequantisation, mean over at most "
+            f"{solver}, 1 {config.probe} probe for each uniform dequantisation, mean of at most "
             f"{config.likelihood_draws}"
         )
 

@@ -2,7 +2,7 @@
 applications in speech recognition"; trained by Baum et al. 1970.
 
     sequence  text [B, T] as it is; images in raster order, the channels of a pixel in turn
-              [B, H*W*C]; points [B, 2]. One alphabet: the levels
+              [B, H*W*C]. One alphabet: the levels
     state     start [K], transition [K, K] (from, to), emission [K, levels]: rows sum to one
     training  each `fit` is one Baum-Welch iteration of hmmlearn's CategoricalHMM; converged when
               the mean log-likelihood gains less than `tol`
@@ -12,13 +12,12 @@ applications in speech recognition"; trained by Baum et al. 1970.
 Deviations from the paper: `alpha` pseudo-counts in every row (a Dirichlet prior) keep symbols
 that the train split lacks possible. Training starts from a noisy ring of states, near Rabiner's
 left-right models: from transitions at random it takes several times as many iterations to find
-the columns of an image (digits, 32 states, 30 iterations: 2.24 bits per dimension, not 2.44).
-A split of more than `fit_values` symbols is not seen whole: iteration t takes a random part of it
-and moves the tables by (t + 1)^-0.6 of the way to where its M-step would put them (stochastic
-approximation, after Cappé & Moulines 2009, who average the counts where this averages the
-probabilities); then `iterations` ends training, not `tol`. Samples are drawn symbol by symbol
-from p(x_t | x_<t), which is what drawing states and symbols amounts to; so a prompt is only a
-belief to start from, and temperature acts on symbols alone.
+the columns of an image. A split of more than `fit_values` symbols is not seen whole: iteration t
+takes a random part of it and moves the tables by (t + 1)^-0.6 of the way to where its M-step would
+put them (stochastic approximation, after Cappé & Moulines 2009, who average the counts where this
+averages the probabilities); then `iterations` ends training, not `tol`. Samples are drawn symbol
+by symbol from p(x_t | x_<t), which is what drawing states and symbols amounts to; so a prompt is
+only a belief to start from, and temperature acts on symbols alone.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class HMM(GenerativeModel):
 
     Config = HMMConfig
     paper = "Rabiner 1989, doi:10.1109/5.18626"
-    modalities = frozenset({"image", "text", "points"})
+    modalities = frozenset({"image", "text"})
     likelihood = "exact"
     config: HMMConfig
     start: Tensor

@@ -127,6 +127,8 @@ class Inpainting(GenerativeModel):
 
     @classmethod
     def unsuited(cls, data: DataSpec) -> str | None:
+        if data.modality != "image":
+            return super().unsuited(data)
         if data.source is None or data.source.kind != "masked":
             return "it fills holes (set dataset.derive: masked)"
         if not data.source.aligned:

@@ -60,7 +60,7 @@ class PixelRNNConfig(Config):
     hidden: Positive = 16  # h: units of each LSTM and direction; the features between are 2h
     head: Positive = 32  # features between the two 1x1 convolutions of the head
     class_conditional: bool = False  # p(x|y)
-    optimizer: OptimizerConfig = OptimizerConfig(lr=3e-3, clip_grad_norm=1.0)
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3, clip_grad_norm=1.0)
 
 
 class Walk(nn.Module):

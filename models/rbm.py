@@ -65,7 +65,6 @@ class RBM(GenerativeModel):
 
     Config = RBMConfig
     paper = "Smolensky 1986, Parallel Distributed Processing 1, chapter 6"
-    modalities = frozenset({"image", "points"})
     likelihood = "ais"
     reconstruction = "encode-decode"
     training_only = ("chain",)

@@ -137,6 +137,8 @@ class SRGAN(GenerativeModel):
 
     @classmethod
     def unsuited(cls, data: DataSpec) -> str | None:
+        if data.modality != "image":
+            return super().unsuited(data)
         if data.source is None or data.source.kind != "low_resolution":
             return "it enlarges small images (set dataset.derive: low_resolution)"
         if not data.source.aligned:

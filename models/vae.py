@@ -5,7 +5,8 @@
               mixture of discretised logistics (Salimans et al. 2017): nats of the discrete levels
     loss      -E_q[log p(x|z)] + beta * KL(q(z|x) || p(z)), nats per example
 
-`body: mlp` is the paper's fully connected network, `body: conv` follows the image's size.
+`body: mlp` is the paper's fully connected network, `body: conv` follows the image's size;
+`auto` is the one for points and the other for images.
 Options beyond the paper, all off by default: `train_samples` > 1 is the importance-weighted bound
 of Burda et al. 2016 (`log_prob(x, samples=K)` is that bound with K samples, always);
 `kl_warmup_steps` raises the weight of the KL from 0 to beta (Sønderby et al. 2016), under the
@@ -50,7 +51,7 @@ AT_ONCE = 512  # decodings per chunk of `log_prob`: they still fit a processor's
 
 
 class VAEConfig(Config):
-    body: Literal["conv", "mlp"] = "conv"  # mlp: fully connected, the only one for points
+    body: Literal["auto", "conv", "mlp"] = "auto"  # mlp: fully connected; auto: mlp for points
     latent_dim: Positive = 32
     width: Positive = 32  # conv: channels after the first halving; doubled at each one after it
     hidden: Positive = 256  # units of a fully connected layer
@@ -90,7 +91,8 @@ class VAE(GenerativeModel):
         self.canvas = (2, 1, 1) if data.modality == "points" else data.shape
         self.bernoulli = data.levels == 2 and data.modality == "image"
         per_value = 1 if self.bernoulli else 3 * config.mixture
-        build = self._conv if config.body == "conv" else self._mlp
+        dense = config.body == "mlp" or data.modality == "points"
+        build = self._mlp if dense else self._conv
         self.encoder, self.decoder = build(per_value)
         if config.pseudo_inputs:
             shape = (config.pseudo_inputs, *data.shape)

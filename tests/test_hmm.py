@@ -71,15 +71,15 @@ def test_resumed_from_the_state_is_straight(values: int) -> None:
 
 
 def test_parts_of_the_split_teach_what_the_whole_does() -> None:
-    whole, parts = small(iterations=40, tol=0), small(iterations=40, fit_values=480)
-    x, n = tiny_images(300, DATA), 0
+    whole, parts = small(iterations=40, tol=0), small(iterations=40, fit_values=960)
+    x, n = tiny_images(120, DATA), 0
     for model in (whole, parts):
         while not model.converged:
             torch.manual_seed(n := n + 1)
             model.fit(Batch(x))
     assert int(parts.iteration) == 40
     apart = whole.log_prob(x).mean() - parts.log_prob(x).mean()
-    assert abs(float(apart)) < 0.03 * abs(float(whole.log_prob(x).mean()))
+    assert abs(float(apart)) < 0.04 * abs(float(whole.log_prob(x).mean()))
 
 
 def test_samples_follow_the_model() -> None:

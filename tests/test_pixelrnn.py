@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import Batch, DataSpec
-from models.pixelrnn import KINDS, PixelRNN, PixelRNNConfig, Scan
+from models.pixelrnn import KINDS, PixelRNN, PixelRNNConfig, Scan, draw
 
 KIND = pytest.mark.parametrize("kind", sorted(KINDS))
 
@@ -130,6 +131,19 @@ def test_samples_follow_the_model(kind: str) -> None:
         drawn = model.sample(20_000).flatten(1)
     code = (drawn.long() * torch.tensor([8, 4, 2, 1])).sum(1)
     assert torch.allclose(torch.bincount(code, minlength=16) / 20_000, expected, atol=0.015)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_a_draw_follows_its_temperature(temperature: float) -> None:
+    """Over an even grid of noise the levels come as often as softmax(logits / T) says."""
+    logits = torch.tensor([0.3, -1.0, 1.2, 0.0])
+    noise = (torch.arange(10_000) + 0.5) / 10_000
+    drawn = draw(logits.expand(10_000, -1), noise, temperature)
+    shares = torch.bincount(drawn, minlength=4) / 10_000
+    weights = [math.exp(value / temperature) for value in logits.tolist()]
+    expected = torch.tensor(weights) / sum(weights)
+    assert torch.allclose(shares, expected, atol=2e-4)
+    assert (draw(logits.expand(10_000, -1), noise, 0.0) == 2).all()
 
 
 @KIND

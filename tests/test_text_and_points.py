@@ -73,6 +73,12 @@ def test_text_is_windows_of_the_bytes_and_the_default_needs_no_file(tmp_path: Pa
     windows = {bytes(row) for x in splits for row in x}
     assert windows == {content[i : i + 32] for i in range(0, len(content) - 31, 32)}
 
+    # contiguous splits: what is tested comes after what was trained on
+    starts = [{content.index(bytes(row)) for row in x} for x in splits]
+    assert max(starts[0]) < min(starts[1]) <= max(starts[1]) < min(starts[2])
+    counts = manifest["counts"]
+    assert counts["test"] == pytest.approx(0.2 * sum(counts.values()), abs=1)
+
     one = DatasetConfig(name="text", path=str(tmp_path / "a.txt"), window=32)
     assert sum(prepare.run(one, tmp_path / "one")["counts"].values()) == 3000 // 32
     assert one.title == "a"

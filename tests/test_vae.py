@@ -212,8 +212,9 @@ def test_warm_up_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_points_are_modelled_by_the_fully_connected_body() -> None:
+    assert VAE(VAEConfig(hidden=8), POINTS).encode(torch.zeros(2, 2))[0].shape == (2, 32)  # auto
     with pytest.raises(ValueError, match="body: mlp"):
-        VAE(VAEConfig(), POINTS)
+        VAE(VAEConfig(body="conv"), POINTS)
     torch.manual_seed(0)
     model = VAE(VAEConfig(body="mlp", hidden=32, latent_dim=2, mixture=1), POINTS)
     t = torch.arange(40, 216, dtype=torch.uint8)
