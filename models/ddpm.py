@@ -63,15 +63,15 @@ class DDPMConfig(Config):
     dropout: Fraction = 0.0
     timesteps: int = Field(1000, ge=2)  # T
     schedule: Literal["cosine", "linear"] = "cosine"
-    first_noise: float = Field(
-        0.3, ge=0, le=0.4
-    )  # least spread at t = 1, in steps between levels; 0: any
+    # least spread of the noise at t = 1, in distances between two levels; 0: the schedule's own
+    first_noise: float = Field(0.3, ge=0, le=0.4)
     prediction: Literal["epsilon", "v"] = "epsilon"
     learned_variance: bool = False  # between beta and the posterior's, by the hybrid loss
     vlb_weight: float = Field(1e-3, ge=0)  # of the bound in the hybrid loss
     class_conditional: bool = False
     label_dropout: Fraction = 0.1  # share of labels replaced by the null label
     inversion_steps: Positive = 50  # of DDIM, each way, in `reconstruct`
+    likelihood_draws: Positive = 64  # of t, at most, in `log_prob`, whatever is asked for
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, warmup_steps=100, clip_grad_norm=1.0)
 
 
@@ -253,7 +253,10 @@ class DDPM(GenerativeModel):
 
     def log_prob(self, x: Tensor, *, samples: int = 1) -> Tensor:
         """The bound, unbiased: `samples` draws of t for each image, one in each stratum of a
-        proposal, weighted by its inverse; or every t once, where `samples` >= T."""
+        proposal, weighted by its inverse; or every t once, where `samples` >= T. More than
+        `likelihood_draws` are not taken: each is a run of the network and none tightens the bound,
+        as importance samples would, it only steadies the estimate."""
+        samples = min(samples, self.config.likelihood_draws)
         x0, steps = to_signed(x, self.data.levels), self.config.timesteps
         n, device = len(x0), x0.device
         last = self.alpha_bar[-1]
@@ -276,8 +279,8 @@ class DDPM(GenerativeModel):
     def likelihood_note(self) -> str:
         null = ", null label" if self.config.class_conditional else ""
         return (
-            f"variational bound over T = {self.config.timesteps} steps: unbiased, one stratified "
-            f"draw of t per sample, every t from T samples on{null}"
+            f"variational bound over T = {self.config.timesteps} steps, unbiased, from at most "
+            f"{self.config.likelihood_draws} stratified draws of t{null}"
         )
 
     # -- sampling -------------------------------------------------------------------------------

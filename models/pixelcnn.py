@@ -19,7 +19,8 @@ Autoregressive Models"); `sample_naive` runs the whole network for each value.
 
 Deviations from the paper: far smaller by default; classes (eq. 4) are the only condition, without
 the location-dependent kind; dropout, off by default, where the paper has none; `log_prob` of a
-class-conditional model is that of its mixture over equally likely classes.
+class-conditional model is that of its mixture over equally likely classes; gated convolutions
+start from normal weights that keep the spread of what passes a gate (the paper says nothing).
 """
 
 from __future__ import annotations

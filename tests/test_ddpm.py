@@ -12,7 +12,7 @@ from torch import Tensor
 from models.base import Batch, DataSpec
 from models.ddpm import DDPM, DDPMConfig, alpha_bars, discretised_gaussian_log_prob
 from models.unet import UNet
-from tests.conftest import TINY
+from tests.conftest import TINY, tiny_images
 
 LEVELS, MEAN, SPREAD = 256, 0.1, 0.25  # of the Gaussian data of the toy
 
@@ -28,7 +28,8 @@ def small(data: DataSpec = TINY, **changes: Any) -> DDPM:
 
 def optimal(**changes: Any) -> DDPM:
     """The best model of independent pixels N(MEAN, SPREAD^2): its epsilon is known."""
-    model = DDPM(DDPMConfig(width=8, **changes), DataSpec(shape=(1, 4, 4), levels=LEVELS))
+    config = DDPMConfig(width=8, likelihood_draws=1000, **changes)
+    model = DDPM(config, DataSpec(shape=(1, 4, 4), levels=LEVELS))
     abar = model.alpha_bar
 
     def epsilon(x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
@@ -158,6 +159,18 @@ def test_draws_of_t_are_unbiased_and_do_not_depend_on_the_other_rows() -> None:
         related = (halves[0] * halves[1]).mean() / drawn.var()
         assert abs(float(related)) < 4 / math.sqrt(200)  # neighbours share no time, no noise
     assert float(model.log_prob(x, samples=8).std()) < 0.5 * float(model.log_prob(x).std())
+
+
+def test_no_more_draws_are_taken_than_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, runs, predict = small(likelihood_draws=2), [], DDPM.predict
+
+    def counted(self: DDPM, *given: Any) -> Any:
+        runs.append(1)
+        return predict(self, *given)
+
+    monkeypatch.setattr(DDPM, "predict", counted)
+    model.log_prob(tiny_images(3, TINY), samples=500)
+    assert len(runs) == 2
 
 
 def test_guidance_one_is_conditional_and_zero_is_unconditional() -> None:

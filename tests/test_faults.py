@@ -231,7 +231,7 @@ def test_two_ray_workers_train_as_one(project: Path) -> None:
     two = load(result(project, "two")[0])
     one = load_best(project / "alone/checkpoints")
     assert result(project, "two")[1]["workers"] == 2
-    for name in one:
+    for name in two:  # saved without what only training needs
         assert torch.allclose(one[name], two[name], atol=2e-4, rtol=1e-3), name
 
 
