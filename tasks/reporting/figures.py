@@ -47,7 +47,9 @@ def loss_curves(history: list[dict[str, Any]], title: str) -> str:
         figure, axes = plt.subplots(figsize=(4.6, 2.7))
         for colour, name in zip(COLOURS, names, strict=False):
             points = [(r["step"], r[name]) for r in history if name in r]
-            axes.plot(*zip(*points, strict=True), color=colour, lw=1.4, label=name.split("/")[0])
+            mark = "." if len(points) < 5 else ""  # a single point makes no line
+            label = name.split("/")[0]
+            axes.plot(*zip(*points, strict=True), color=colour, lw=1.4, marker=mark, label=label)
         axes.set(xlabel="step", ylabel="training loss")
         if len(names) > 1:
             axes.legend()

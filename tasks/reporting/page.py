@@ -23,8 +23,8 @@ PICTURES = (
     "translations",
 )
 MEANING = {
-    "exact": "exact: the model's own probability, averaged over draws of dequantisation noise "
-    "where it is a density",
+    "exact": "exact: the model's own probability (where it is a density, that of data with uniform "
+    "dequantisation noise)",
     "bound": "bound: a lower bound on the likelihood, so the true value may be better",
     "ode": "ode: the density that a numerical solver integrates, with its error",
     "ais": "ais: estimated by annealed importance sampling",
@@ -87,9 +87,10 @@ def _kinds(ok: list[dict[str, Any]]) -> list[tuple[str, str]]:
     for row in ok:
         if "likelihood_kind" in row:
             note = f" ({row['likelihood_note']})" if row.get("likelihood_note") else ""
-            draws = row["likelihood_draws"]
-            of = f", {draws:,} draws" if draws > 1 else ""
-            found.setdefault(row["likelihood_kind"], []).append(f"{row['family']}{note}{of}")
+            draws, kind = row["likelihood_draws"], row["likelihood_kind"]
+            # an exact value needs draws only where it is a density: that is said for all at once
+            of = f", {draws:,} draws" if draws > 1 and kind != "exact" else ""
+            found.setdefault(kind, []).append(f"{row['family']}{note}{of}")
     return [(MEANING[kind], "; ".join(names)) for kind, names in sorted(found.items())]
 
 
