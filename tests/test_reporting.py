@@ -215,6 +215,13 @@ def test_columns_appear_with_their_first_number_and_floors_with_theirs() -> None
     assert asked.text == "87.5%"
 
 
+def test_nats_are_shown_of_binarised_data_alone() -> None:
+    known = {"nats": 88.0, "nats_std_error": 0.3, "bits_per_dim": 0.16, "likelihood_kind": "bound"}
+    binary = table.table([metrics_of("vae", 4.0, "w", **known, levels=2)])
+    assert "88.00" in [cell.text for cell in binary.cells[0] if cell]
+    assert "nats ↓" not in table.table([metrics_of("vae", 4.0, "w", **known, levels=256)]).titles
+
+
 def test_mode_collapse_is_called_by_its_name() -> None:
     assert table.warnings(metrics_of("dcgan", 4.0, "w", coverage=0.49)) == []
     (warning,) = table.warnings(metrics_of("dcgan", 4.0, "w", coverage=0.48))

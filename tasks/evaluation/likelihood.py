@@ -50,6 +50,7 @@ def measure(
     found: dict[str, Any] = {
         "nats": mean,
         "nats_std_error": error,
+        "levels": model.data.levels,
         "bits_per_dim": mean / per_dim,
         "bits_per_dim_std_error": error / per_dim,
         "likelihood_kind": model.likelihood,
