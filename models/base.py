@@ -112,6 +112,7 @@ class GenerativeModel(nn.Module, ABC):
     reconstruction: ClassVar[Literal["encode-decode", "inversion", "cycle", "none"]] = "none"
     # of {"label", "source", "text"}: what the class needs; an instance may have more, by its config
     conditions: frozenset[str] = frozenset()
+    most_draws: int | None = None  # that `log_prob` takes, however many are asked for
     decodes: ClassVar[bool] = False  # whether it has `decode`
     training_only: ClassVar[tuple[str, ...]] = ()  # prefixes of buffers that no sample depends on
     requirements: ClassVar[tuple[str, ...]] = ()  # packages beyond torch that sampling needs

@@ -114,6 +114,7 @@ class DDPM(GenerativeModel):
 
     def __init__(self, config: DDPMConfig, data: DataSpec) -> None:
         super().__init__(config, data)
+        self.most_draws = config.likelihood_draws
         if config.class_conditional:
             if not data.classes:
                 raise ValueError("class_conditional needs labels, and the data has no classes")

@@ -84,6 +84,7 @@ class FlowMatching(GenerativeModel):
 
     def __init__(self, config: FlowMatchingConfig, data: DataSpec) -> None:
         super().__init__(config, data)
+        self.most_draws = None if data.modality == "points" else config.likelihood_draws
         self.net: nn.Module
         if data.modality == "points":
             self.net = _Perceptron(data.dimensions, config.hidden, config.layers)

@@ -48,6 +48,7 @@ class HMM(GenerativeModel):
     paper = "Rabiner 1989, doi:10.1109/5.18626"
     modalities = frozenset({"image", "text"})
     likelihood = "exact"
+    most_draws = 1
     config: HMMConfig
     start: Tensor
     transition: Tensor

@@ -40,6 +40,7 @@ class NaiveBayes(GenerativeModel):
     paper = "Maron 1961, doi:10.1145/321075.321084"
     modalities = frozenset({"image", "points"})
     likelihood = "exact"
+    most_draws = 1
     config: NaiveBayesConfig
     log_table: Tensor
     share: Tensor

@@ -141,6 +141,7 @@ class PixelCNN(GenerativeModel):
     Config = PixelCNNConfig
     paper = "van den Oord et al. 2016, arXiv:1606.05328"
     likelihood = "exact"
+    most_draws = 1
     config: PixelCNNConfig
 
     def __init__(self, config: PixelCNNConfig, data: DataSpec) -> None:

@@ -378,6 +378,7 @@ class PixelRNN(GenerativeModel):
     Config = PixelRNNConfig
     paper = "van den Oord et al. 2016, arXiv:1601.06759"
     likelihood = "exact"
+    most_draws = 1
     config: PixelRNNConfig
 
     def __init__(self, config: PixelRNNConfig, data: DataSpec) -> None:

@@ -66,6 +66,7 @@ class RBM(GenerativeModel):
     Config = RBMConfig
     paper = "Smolensky 1986, Parallel Distributed Processing 1, chapter 6"
     likelihood = "ais"
+    most_draws = 1
     reconstruction = "encode-decode"
     training_only = ("chain",)
     config: RBMConfig

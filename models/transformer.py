@@ -77,6 +77,7 @@ class Transformer(GenerativeModel):
     paper = "Radford et al. 2018, Improving Language Understanding by Generative Pre-Training"
     modalities = frozenset({"image", "text", "points"})
     likelihood = "exact"
+    most_draws = 1
     config: TransformerConfig
 
     def __init__(self, config: TransformerConfig, data: DataSpec) -> None:

@@ -93,6 +93,7 @@ class VQVAE(GenerativeModel):
     Config = VQVAEConfig
     paper = "van den Oord et al. 2017, arXiv:1711.00937"
     likelihood = "bound"
+    most_draws = 1
     reconstruction = "encode-decode"
     config: VQVAEConfig
     counts: Tensor

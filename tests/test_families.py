@@ -180,6 +180,22 @@ def test_what_it_claims_is_what_it_can(family: str) -> None:
         assert rendered.dtype == torch.uint8
 
 
+def test_a_likelihood_that_takes_one_draw_needs_no_more(family: str) -> None:
+    """And one that says it takes more is a random estimate."""
+    model = tiny_model(family).eval()
+    if model.likelihood == "none":
+        pytest.skip("it has no likelihood")
+    x, values = tiny_images(3, model.data), []
+    with torch.no_grad():
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            values.append(model.log_prob(x, samples=1))
+    random = not torch.equal(*values)
+    assert random or model.most_draws == 1
+    if not model.phases() or model.likelihood in ("exact", "bound"):
+        assert random == (model.most_draws != 1)
+
+
 def test_temperature_and_latents(family: str) -> None:
     """Temperature 0 leaves no spread but the conditions'; given latents decide the sample."""
     model = tiny_model(family).eval()

@@ -54,6 +54,15 @@ def test_nats_bits_and_perplexity_are_of_the_discrete_data() -> None:
     assert "perplexity" not in known
 
 
+def test_the_draws_that_are_told_are_those_that_were_taken() -> None:
+    model = Brightness(DataSpec(shape=(1, 2, 2), levels=2), [1.0, 1.0])
+    model.most_draws = 2
+    x = np.zeros((4, 1, 2, 2), np.uint8)
+    found, _ = likelihood.measure(model, x, DRAWS, None)
+    assert found["likelihood_draws"] == 2
+    assert set(model.asked) == {2}
+
+
 def test_an_impossible_example_is_a_reason_and_no_number() -> None:
     model = Brightness(DataSpec(shape=(1, 2, 2), levels=2), [1.0, 0.0])
     x = np.zeros((4, 1, 2, 2), np.uint8)

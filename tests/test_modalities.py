@@ -140,9 +140,7 @@ def test_the_protocol_measures_it(case: tuple[str, str], tmp_path: Path) -> None
     assert ("density.png" in written) == (modality == "points")
 
 
-def test_the_registered_model_answers(
-    case: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_registered_model_answers(case: tuple[str, str], tmp_path: Path) -> None:
     name, modality = case
     model = small(*case).eval()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")

@@ -18,7 +18,7 @@ def read_text(config: DatasetConfig) -> Raw:
 
     The splits are contiguous, in the order of the text: train, validation, test. Neighbouring
     windows are of one speech or one page, so drawing the splits window by window would test a
-    model on what it half knows (on tinyshakespeare that flatters by about 0.2 nats a byte).
+    model on what it half knows.
 
     `path` is a text file, or a folder whose `*.txt` files are read in the order of their names;
     left at its default, the text is `pydoc_data.topics`, the documentation topics of Python's

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from models.base import DataSpec, GenerativeModel
-from tasks.evaluation.likelihood import nats
+from tasks.evaluation.likelihood import nats, taken
 
 Images = NDArray[np.uint8]
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXY"  # without I, O, S and Z: they are the digits 1, 0, 5 and 2
@@ -31,7 +31,7 @@ def measure(
     """
     from sklearn.metrics import roc_auc_score
 
-    k = min(DRAWS, draws[model.likelihood])
+    k = min(DRAWS, taken(model, draws))
     usual = nats(model, validation, k).numpy()
     scores = np.concatenate(
         [nats(model, x, k).numpy() for x in (test, letters(len(test), model.data))]

@@ -25,6 +25,11 @@ def nats(model: GenerativeModel, x: NDArray[np.uint8] | Tensor, draws: int) -> T
     return torch.cat(parts)
 
 
+def taken(model: GenerativeModel, draws: dict[str, int]) -> int:
+    """How many of the draws of its kind the model takes: none but one where it is deterministic."""
+    return min(draws[model.likelihood], model.most_draws or draws[model.likelihood])
+
+
 def measure(
     model: GenerativeModel, test: NDArray[np.uint8], draws: dict[str, int], entropy: float | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -39,7 +44,7 @@ def measure(
     if model.likelihood == "none":
         reason = "the family has no likelihood"
         return {}, {"nats": reason, "bits_per_dim": reason}
-    k = draws[model.likelihood]
+    k = taken(model, draws)
     values = nats(model, test, k)
     mean = float(values.mean())
     if not math.isfinite(mean):
