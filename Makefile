@@ -10,6 +10,7 @@ DATASET ?=
 DATA_PATH ?=
 FAMILIES ?=
 MINUTES ?=
+SEEDS ?=
 STEPS ?=
 SET ?=
 CAPTIONS ?=
@@ -28,8 +29,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 .PHONY: run
-run: install  ## Compare families: make run DATASET=mnist DATA_PATH=... FAMILIES="vae dcgan" MINUTES=10 SET="train.seed=1"
-	@genarena run --dataset '$(DATASET)' --data-path '$(DATA_PATH)' --families '$(FAMILIES)' $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(foreach s,$(SET),--set '$(s)') $(if $(CAPTIONS),--captions '$(CAPTIONS)')
+run: install  ## Compare families: make run DATASET=mnist DATA_PATH=... FAMILIES="vae dcgan" MINUTES=10 SEEDS="0 1 2"
+	@genarena run --dataset '$(DATASET)' --data-path '$(DATA_PATH)' --families '$(FAMILIES)' --seeds '$(SEEDS)' $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(foreach s,$(SET),--set '$(s)') $(if $(CAPTIONS),--captions '$(CAPTIONS)')
 
 .PHONY: test
 test: install  ## Lint, types, layers and the whole test suite

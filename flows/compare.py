@@ -1,4 +1,5 @@
-"""The main job: prepare -> classifier -> (train -> evaluate) x families -> report -> register."""
+"""The main job: prepare -> classifier -> (train -> evaluate) x families x seeds -> report
+-> register."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.process import allow, stop_all
-from flows.stage import REFUSED, as_own, failed_chain, run_stage, start_family
+from flows.stage import REFUSED, as_own, failed_chain, run_stage, start_run
 from tasks import tracking
 from tasks.cluster import connected, families_at_once
 from tasks.errors import BadInput
 from tasks.params import Params, load_params, override_params
+from tasks.runs import runs
 
 
 @flow(name="compare", task_runner=ThreadPoolTaskRunner(max_workers=64))  # type: ignore[arg-type]
@@ -61,8 +63,9 @@ def _stages(params: Params, environment: dict[str, str]) -> State[Any]:
     for stage in ("prepare", "classifier"):
         if (state := run_stage(stage, environment, return_state=True)).is_failed():
             return as_own(state)
-    chains = [start_family(family, environment, slots) for family in params.families]
-    failed = [f for f, last in zip(params.families, chains, strict=True) if failed_chain(last)]
+    asked = runs(params.families, params.seeds)
+    chains = [start_run(which, environment, slots) for which in asked]
+    failed = [run.name for run, last in zip(asked, chains, strict=True) if failed_chain(last)]
     for stage in ("report", "register")[: 1 if len(failed) == len(chains) else 2]:
         if (state := run_stage(stage, environment, return_state=True)).is_failed():
             return as_own(state)

@@ -14,6 +14,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, State
 
 from flows.process import run_process
+from tasks.runs import Run
 from tasks.stage import FLOW_PID
 
 REFUSED = "Refused"  # the state's name when the input is at fault, not the run
@@ -64,17 +65,17 @@ def as_own(state: State[Any]) -> State[Any]:
     return Failed(name=state.name, message=state.message)
 
 
-def start_family(
-    family: str, environment: Mapping[str, str], slots: threading.Semaphore
+def start_run(
+    which: Run, environment: Mapping[str, str], slots: threading.Semaphore
 ) -> PrefectFuture[Any]:
     """Train, then evaluate; the future is of the last stage."""
-    trained = run_stage.submit(f"train@{family}", environment, slots)
+    trained = run_stage.submit(f"train@{which.name}", environment, slots)
     return run_stage.submit(  # type: ignore[call-overload]
-        f"evaluate@{family}", environment, slots, wait_for=[trained]
+        f"evaluate@{which.name}", environment, slots, wait_for=[trained]
     )
 
 
 def failed_chain(future: PrefectFuture[Any]) -> bool:
-    """Wait for a family; whether any of its stages did not complete."""
+    """Wait for a run; whether any of its stages did not complete."""
     future.wait()
     return not future.state.is_completed()

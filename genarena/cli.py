@@ -20,6 +20,7 @@ def run(
     dataset: Annotated[str, typer.Option(help="digits, mnist, image_folder or paired_folder")] = "",
     data_path: Annotated[str, typer.Option(help="Folder of the data set's files")] = "",
     families: Annotated[str, typer.Option(help="Names with spaces between, or 'all'")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds of each family, as in '0 1 2'")] = "",
     steps: Annotated[int | None, typer.Option(min=1, help="Training budget per family")] = None,
     minutes: Annotated[float | None, typer.Option(help="The same, as time")] = None,
     captions: Annotated[
@@ -30,7 +31,7 @@ def run(
     """Run the comparison. What the options say is written into params.yaml first."""
     from genarena.command import run_comparison
 
-    run_comparison(dataset, data_path, families, steps, minutes, captions, set_)
+    run_comparison(dataset, data_path, families, seeds, steps, minutes, captions, set_)
 
 
 @app.command("families")

@@ -34,6 +34,7 @@ def run_comparison(
     dataset: str,
     data_path: str,
     families: str,
+    seeds: str,
     steps: int | None,
     minutes: float | None,
     captions: str,
@@ -44,6 +45,8 @@ def run_comparison(
         enter_project()
         prepare_environment()
         changes = _changes(dataset, data_path, families, captions, settings)
+        if seeds:
+            changes["seeds"] = _whole_numbers(seeds)
         if changes.get("families") == ["all"]:
             changes["families"] = _suited(changes)
         elif dataset and not families:
@@ -57,7 +60,8 @@ def run_comparison(
         local = "://" not in params.dataset.path
         if local and not Path(params.dataset.path).exists():
             raise BadInput(f"params.yaml: dataset.path: {params.dataset.path} does not exist")
-        console.print(f"{params.dataset.title}: {', '.join(params.families)}")
+        each = "" if len(params.seeds) == 1 else f"; seeds {', '.join(map(str, params.seeds))}"
+        console.print(f"{params.dataset.title}: {', '.join(params.families)}{each}")
         failure = None
         if _up_to_date():
             console.print("Everything is up to date: no stage has to run.")
@@ -66,6 +70,13 @@ def run_comparison(
         show_leaderboard(params)
         if failure or not _all_ok(params):
             raise SystemExit(f"genarena: {failure}" if failure else 1)
+
+
+def _whole_numbers(seeds: str) -> list[int]:
+    try:
+        return [int(word) for word in seeds.replace(",", " ").split()]
+    except ValueError:
+        raise BadInput(f"--seeds: {seeds!r} are not whole numbers, as in '0 1 2'") from None
 
 
 def _changes(
@@ -95,7 +106,7 @@ def _changes(
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise BadInput(f"--set {setting}: expected key=value, as in train.seed=1")
+            raise BadInput(f"--set {setting}: expected key=value, as in train.batch_size=32")
         try:
             changes[key] = YAML(typ="safe", pure=True).load(value)
         except YAMLError as error:
@@ -178,4 +189,5 @@ def _all_ok(params: Params) -> bool:
     import pandas as pd
 
     table = pd.read_csv("reports/leaderboard.csv")
-    return set(table.loc[table["status"] == "ok", "family"]) == set(params.families)
+    complete = (table["status"] == "ok") & table["reason"].isna()
+    return set(table.loc[complete, "family"]) == set(params.families)

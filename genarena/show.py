@@ -13,6 +13,7 @@ from rich.table import Table
 from models import FAMILIES
 from models.base import PLURALS
 from tasks.params import Params
+from tasks.reporting.spread import spread
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
@@ -36,7 +37,7 @@ def show_leaderboard(params: Params) -> None:
         cells = [_cell(SHOWN[name], row) if pd.notna(row[SHOWN[name]]) else "-" for name in shown]
         table.add_row(f"{row['rank']:.0f}", row["family"], *cells)
     console.print(table)
-    for row in (row for row in rows if row["status"] != "ok"):
+    for row in (row for row in rows if isinstance(row["reason"], str)):
         console.print(f"{row['family']} failed: {row['reason']}", style="red", markup=False)
     report = Path("reports/leaderboard.html").absolute().as_uri()
     console.print(f"Report: {report}", soft_wrap=True)
@@ -57,9 +58,14 @@ SHOWN = {  # title -> column of the leaderboard; one that is empty is not shown
 }
 
 
+def _spread(key: str, row: dict[Any, Any]) -> float:
+    """Of seeds where there are several, else of subsets; an empty cell is NaN in a CSV."""
+    return spread({name: v for name, v in row.items() if v == v}, key) or 0.0
+
+
 def _cell(key: str, row: dict[Any, Any]) -> str:
     formats: dict[str, Callable[[], str]] = {
-        "frechet_distance": lambda: f"{row[key]:.2f} ± {row['frechet_distance_std']:.2f}",
+        "frechet_distance": lambda: f"{row[key]:.2f} ± {_spread(key, row):.2f}",
         "frechet_distance_floor": lambda: f"{row[key]:.2f}",
         "kid": lambda: f"{row[key]:.3f}",
         "perplexity": lambda: f"{row[key]:.2f}",

@@ -1,6 +1,6 @@
 """Stage `evaluate`: measure one trained family on the test split, on Ray.
 
-python -m tasks.evaluate vae
+python -m tasks.evaluate vae --seed 0
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from tasks.data import shards
 from tasks.errors import BadInput
 from tasks.params import EvaluationConfig, Params, load_params
 from tasks.reporting import leaderboard
+from tasks.runs import Run
 
 COSTS = ("train_seconds", "train_images_per_second", "peak_memory_mb", "parameters", "hardware")
 
 
 def run(
-    family: str,
+    which: Run,
     params: Params,
     prepared: Path,
     classifier: Path,
@@ -54,12 +55,13 @@ def run(
         "steps": facts["steps"],
         "best_step": facts["best_step"],
     }
-    metrics = {"family": family, "dataset": params.dataset.name, **result["metrics"], **costs}
+    metrics = {"family": which.family, "seed": which.seed, "dataset": params.dataset.name}
+    metrics |= {**result["metrics"], **costs}
     metrics |= {"provenance": provenance, "not_applicable": result["not_applicable"]}
     metrics["protocol"] = result["protocol"]
     metrics_file.parent.mkdir(exist_ok=True)
     metrics_file.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    tracking.tolerant("logging metrics", lambda: _track(params, family, metrics, trained, out))
+    tracking.tolerant("logging metrics", lambda: _track(params, which, metrics, trained, out))
     return metrics
 
 
@@ -123,9 +125,9 @@ def measure_folder(
     }
 
 
-def _track(params: Params, family: str, metrics: dict[str, Any], trained: Path, out: Path) -> None:
+def _track(params: Params, which: Run, metrics: dict[str, Any], trained: Path, out: Path) -> None:
     client = tracking.connect(params)
-    run_id = tracking.run_of(client, params, family, trained)
+    run_id = tracking.run_of(client, params, which, trained)
     for name, value in metrics.items():
         if isinstance(value, (int, float)):
             client.log_metric(run_id, name, float(value))
@@ -135,20 +137,17 @@ def _track(params: Params, family: str, metrics: dict[str, Any], trained: Path, 
 
 
 def main() -> None:
-    arguments = stage.parser("evaluate", __doc__)
-    arguments.add_argument("family")
-    arguments.add_argument("--prepared", type=Path, default=Path("data/prepared"))
-    arguments.add_argument("--classifier", type=Path, default=Path("artifacts/classifier"))
-    args = arguments.parse_args()
-    with stage.running("evaluate", args.family):
+    args = stage.run_parser("evaluate", __doc__).parse_args()
+    which = Run(args.family, args.seed)
+    with stage.running("evaluate", which):
         metrics = run(
-            args.family,
+            which,
             load_params(),
             args.prepared,
             args.classifier,
-            Path("artifacts/train", args.family),
-            Path("artifacts/evaluate", args.family),
-            Path("metrics", f"{args.family}.json"),
+            which.trained,
+            which.evaluated,
+            which.metrics,
         )
         name = leaderboard.score(metrics)
         floor = metrics.get(f"{name}_floor")

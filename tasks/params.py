@@ -16,7 +16,7 @@ from models.base import Config, Positive
 from tasks.data.config import DatasetConfig
 from tasks.errors import BadInput, nearest
 from tasks.evaluation.decoder import AISConfig
-from tasks.training.config import TrainConfig
+from tasks.training.config import TrainSection
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -94,7 +94,10 @@ class Params(Config):
 
     dataset: DatasetConfig = DatasetConfig()
     families: tuple[str, ...] = Field(min_length=1)
-    train: TrainConfig = TrainConfig()
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1
+    )  # each family is trained with each
+    train: TrainSection = TrainSection()
     models: dict[str, Any]  # family name -> its Config
     cluster: ClusterConfig = ClusterConfig()
     classifier: ClassifierConfig = ClassifierConfig()
@@ -111,6 +114,13 @@ class Params(Config):
             raise ValueError(f"a family stands twice in {list(names)}")
         return names
 
+    @field_validator("seeds")
+    @classmethod
+    def _once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"a seed stands twice in {list(seeds)}")
+        return seeds
+
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check `params.yaml`; raises BadInput with the key, the value and what is near."""
@@ -124,6 +134,10 @@ def check_params(content: Any, name: str = "params.yaml", *, suited: bool = True
     """
     if not isinstance(content, dict):
         raise BadInput(f"{name}: must be a mapping of sections")
+    if isinstance(content.get("train"), dict) and "seed" in content["train"]:
+        raise BadInput(
+            f"{name}: train.seed: unknown key; seeds are a list of their own, seeds: [0]"
+        )
     try:
         params = Params.model_validate(content)
     except ValidationError as error:

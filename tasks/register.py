@@ -24,6 +24,7 @@ from tasks import stage, tracking
 from tasks.params import Params, load_params
 from tasks.registry import judge
 from tasks.reporting import leaderboard
+from tasks.runs import Run
 
 TYPES = {int: "long", float: "double", str: "string"}  # of a family's own options, in MLflow
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch")
@@ -31,15 +32,27 @@ REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors"
 
 def run(params: Params, out: Path, root: Path = Path()) -> dict[str, Any]:
     """Register what `metrics/` and `artifacts/train/` hold; writes and returns what was done."""
-    trained = root / "artifacts/train"
-    rows = leaderboard.load_families(params.families, root / "metrics", trained)
-    ok = [row for row in rows if row["status"] == "ok"]
+    rows = leaderboard.load_families(params.families, params.seeds, root)
+    ok = [_chosen(row, root) for row in rows if row["status"] == "ok"]
     done = tracking.tolerant("registering", lambda: _register(params, ok, root))
     out.parent.mkdir(parents=True, exist_ok=True)
     if done is None:
         raise RuntimeError("the registry could not be reached; run the register stage again")
     out.write_text(json.dumps(done, indent=2) + "\n")
     return done
+
+
+def _chosen(row: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Of a family's seeds, the run that did best on the validation split: never on the test."""
+
+    def validated(run: dict[str, Any]) -> float:
+        facts = json.loads(
+            (root / Run(run["family"], run["seed"]).trained / "train.json").read_text()
+        )
+        return float(facts["best_score"])
+
+    runs: list[dict[str, Any]] = row["runs"]
+    return min(runs, key=validated) if len(runs) > 1 else runs[0]
 
 
 def _register(params: Params, rows: list[dict[str, Any]], root: Path) -> dict[str, Any]:
@@ -49,8 +62,9 @@ def _register(params: Params, rows: list[dict[str, Any]], root: Path) -> dict[st
     # what needs a source image generates nothing by itself; only class conditions are optional
     free = [row for row in rows if "source" not in FAMILIES[row["family"]].conditions]
     for row in rows:
-        folder = root / "artifacts/train" / row["family"]
-        run_id = tracking.run_of(client, params, row["family"], folder)
+        which = Run(row["family"], row["seed"])
+        folder = root / which.trained
+        run_id = tracking.run_of(client, params, which, folder)
         names = [f"{dataset}-{row['family']}"]
         if row in free[:1]:
             names.append(f"{dataset}-generator")
@@ -67,6 +81,7 @@ def _version(
 
     tags = {
         "family": row["family"],
+        "seed": str(row["seed"]),
         "weights_sha256": row["provenance"]["weights_sha256"],
         "data_sha256": row["provenance"]["data_sha256"],
         "features": row.get("features", "none"),

@@ -14,6 +14,8 @@ from tasks import stage, tracking
 from tasks.data import shards
 from tasks.params import Params, load_params
 from tasks.reporting import leaderboard, page
+from tasks.reporting.spread import SUFFIX
+from tasks.runs import Run
 
 COMPARED = (
     "frechet_distance",
@@ -30,34 +32,33 @@ COMPARED = (
 
 def run(params: Params, root: Path = Path()) -> list[dict[str, Any]]:
     """Write `reports/leaderboard.{csv,html}` under `root`; returns the rows, best first."""
-    metrics, trained, evaluated = (
-        root / p for p in ("metrics", "artifacts/train", "artifacts/evaluate")
-    )
-    rows = leaderboard.load_families(params.families, metrics, trained)
+    rows = leaderboard.load_families(params.families, params.seeds, root)
     manifest = shards.read_manifest(root / "data/prepared")
     judge = json.loads((root / "artifacts/classifier/classifier.json").read_text())
     reports = root / "reports"
     reports.mkdir(exist_ok=True)
     leaderboard.to_table(rows).to_csv(reports / "leaderboard.csv", index=False)
-    html = page.render(rows, params.dataset.title, manifest, judge, trained, evaluated)
+    html = page.render(rows, params.dataset.title, manifest, judge, root)
     (reports / "leaderboard.html").write_text(html)
-    tracking.tolerant("logging the leaderboard", lambda: _track(params, rows, trained, reports))
+    tracking.tolerant("logging the leaderboard", lambda: _track(params, rows, root, reports))
     return rows
 
 
-def _track(params: Params, rows: list[dict[str, Any]], trained: Path, reports: Path) -> None:
+def _track(params: Params, rows: list[dict[str, Any]], root: Path, reports: Path) -> None:
     """Leaderboard to the comparison's run; its families' runs become that run's children."""
     client = tracking.connect(params)
     parent = os.environ.get(tracking.PARENT) or tracking.start_parent(params)
     for row in rows:
-        if row["status"] != "ok":
+        if row["reason"]:
             client.set_tag(parent, f"failed.{row['family']}", row["reason"])
-            continue
         for name in COMPARED:
-            if name in row:
-                client.log_metric(parent, f"{row['family']}/{name}", float(row[name]))
-        child = tracking.run_of(client, params, row["family"], trained / row["family"])
-        client.set_tag(child, "mlflow.parentRunId", parent)
+            for key in (name, name + SUFFIX):
+                if key in row:
+                    client.log_metric(parent, f"{row['family']}/{key}", float(row[key]))
+        for seed in row["seeds"]:
+            which = Run(row["family"], seed)
+            child = tracking.run_of(client, params, which, root / which.trained)
+            client.set_tag(child, "mlflow.parentRunId", parent)
     client.log_artifacts(parent, str(reports), "leaderboard")
     if not os.environ.get(tracking.PARENT):
         client.set_terminated(parent)
@@ -72,6 +73,7 @@ def main() -> None:
             if row["rank"]:
                 score = leaderboard.score(row)
                 told = f"{leaderboard.SCORES[score]} {row[score]:.3f}"
+                told += f" ({row['reason']})" if row["reason"] else ""
             print(f"{row['rank'] or '-'}. {row['family']}: {told}")
 
 

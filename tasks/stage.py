@@ -18,6 +18,7 @@ from models import FAMILIES
 from tasks.environment import prepare_environment
 from tasks.errors import BadInput, exit_on_bad_input, nearest
 from tasks.params import load_params
+from tasks.runs import Run
 
 FLOW_PID = "GENARENA_FLOW_PID"  # set by the flow for its stages
 
@@ -30,17 +31,29 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     )
 
 
+def run_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The arguments of the stages that exist once for each family and seed."""
+    arguments = parser(name, doc)
+    arguments.add_argument("family")
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--prepared", type=Path, default=Path("data/prepared"))
+    arguments.add_argument("--classifier", type=Path, default=Path("artifacts/classifier"))
+    return arguments
+
+
 @contextmanager
-def running(name: str, family: str | None = None) -> Iterator[None]:
+def running(name: str, run: Run | None = None) -> Iterator[None]:
     """Around a stage: environment, watch over the parents, error line, failure record."""
     prepare_environment()
     _end_with_parents()
     with exit_on_bad_input(name):
-        if family and family not in FAMILIES:
-            raise BadInput(f"unknown family '{family}'{nearest(family, FAMILIES)}")
-        if family and family not in load_params().models:
-            raise BadInput(f"params.yaml: models.{family}: missing")
-    record = failure_record(family) if family else None
+        if run and run.family not in FAMILIES:
+            raise BadInput(f"unknown family '{run.family}'{nearest(run.family, FAMILIES)}")
+        if run and run.family not in load_params().models:
+            raise BadInput(f"params.yaml: models.{run.family}: missing")
+        if run and run.seed < 0:
+            raise BadInput(f"--seed: {run.seed} is negative; a seed is 0 or more")
+    record = run.failure if run else None
     if record:  # stands until the stage ends well, so even a kill leaves a reason behind
         _write_reason(record, name, "did not finish (interrupted or killed)")
     with exit_on_bad_input(name):
@@ -53,11 +66,6 @@ def running(name: str, family: str | None = None) -> Iterator[None]:
             raise
     if record:
         record.unlink(missing_ok=True)
-
-
-def failure_record(family: str) -> Path:
-    """Where the reason of a family's failure stands until it succeeds."""
-    return Path("metrics", f"{family}.failed.json")
 
 
 def _write_reason(record: Path, stage: str, reason: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from models import store
 from tasks.params import Params
+from tasks.runs import Run
 from tasks.training.worker import HISTORY, PICTURES, read_history
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ class TrainingRun:
     """The MLflow run of one training: found or made, fed while it goes on, finished after."""
 
     def __init__(
-        self, params: Params, family: str, manifest: dict[str, Any], key: str, work: Path
+        self, params: Params, which: Run, manifest: dict[str, Any], key: str, work: Path
     ) -> None:
-        self.params, self.family, self.manifest, self.key = params, family, manifest, key
+        self.params, self.which, self.manifest, self.key = params, which, manifest, key
         self.work = work
         self.last = 0.0
 
@@ -115,20 +116,21 @@ class TrainingRun:
         return client, run_id
 
     def _create(self, client: MlflowClient, experiment: str) -> str:
-        seed = self.params.train.seed
-        config = self.params.models[self.family].model_dump(mode="json")
-        train = self.params.train.model_dump(mode="json")
+        family, seed = self.which
+        config = self.params.models[family].model_dump(mode="json")
+        train = {**self.params.train.model_dump(mode="json"), "seed": seed}
         tags = {
             KEY: self.key,
-            "family": self.family,
+            "family": family,
+            "seed": str(seed),
             "dataset": self.params.dataset.title,
             "data_sha256": self.manifest["content_sha256"],
         }
         if os.environ.get(PARENT):
             tags["mlflow.parentRunId"] = os.environ[PARENT]
-        name = f"{self.family}-{self.params.dataset.title}-s{seed}"
+        name = f"{family}-{self.params.dataset.title}-s{seed}"
         run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
-        for prefix, section in (("", {"family": self.family}), ("model", config), ("train", train)):
+        for prefix, section in (("", {"family": family}), ("model", config), ("train", train)):
             for path, value in _flat(section, prefix):
                 client.log_param(run_id, path, value)
         return run_id
@@ -170,7 +172,7 @@ def find_run(client: MlflowClient, experiment: str, tag: str, value: str) -> str
     return runs[0].info.run_id if runs else None
 
 
-def run_of(client: MlflowClient, params: Params, family: str, trained: Path) -> str:
+def run_of(client: MlflowClient, params: Params, which: Run, trained: Path) -> str:
     """The run that trained the model in `trained`; made and filled from disk if it is missing.
 
     That is how a history reaches MLflow after an outage, or after `dvc pull` elsewhere.
@@ -184,7 +186,7 @@ def run_of(client: MlflowClient, params: Params, family: str, trained: Path) -> 
         return found
     facts = json.loads((trained / "train.json").read_text())
     manifest = {"content_sha256": facts["data_sha256"]}
-    run = TrainingRun(params, family, manifest, facts["key"], trained)
+    run = TrainingRun(params, which, manifest, facts["key"], trained)
     run._finish(trained)
     return find_run(client, experiment, WEIGHTS, weights) or ""
 

@@ -1,6 +1,6 @@
 """Stage `train`: train one family on Ray Train and export its best checkpoint.
 
-python -m tasks.train vae
+python -m tasks.train vae --seed 0
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tasks.cluster import connected
 from tasks.data import shards
 from tasks.errors import BadInput
 from tasks.params import Params, load_params
+from tasks.runs import Run
 from tasks.tracking import TrainingRun
 from tasks.training.checkpoint import load_best
 from tasks.training.data import check_batch
@@ -39,24 +40,25 @@ JUDGES = (
 )
 
 
-def run(family: str, params: Params, prepared: Path, classifier: Path, out: Path) -> dict[str, Any]:
-    """Train `family` and write model, history and cost to `out`; returns `train.json`.
+def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path) -> dict[str, Any]:
+    """Train a family and write model, history and cost to `out`; returns `train.json`.
 
     Resumes by itself where an earlier call with the same code, data and parameters was cut off.
     """
     manifest = shards.read_manifest(prepared)
+    family = which.family
     _check(family, params, manifest)
     spec = {
         "family": family,
         "config": params.models[family].model_dump(mode="json"),
         "data": manifest["spec"],
-        "train": params.train.model_dump(mode="json"),
+        "train": {**params.train.model_dump(mode="json"), "seed": which.seed},
         "prepared": str(prepared.absolute()),
         "classifier": str(classifier.absolute()),
     }
     weights = store.file_sha256(classifier / "classifier.safetensors")
     key = _key(spec, manifest["content_sha256"] + weights)
-    work = Path(params.cluster.storage).absolute() / "work" / f"{family}-{key}"
+    work = Path(params.cluster.storage).absolute() / "work" / f"{which.name}-{key}"
     work.mkdir(parents=True, exist_ok=True)
     spec["directory"] = str(work)
     (work / OUTCOME).unlink(missing_ok=True)
@@ -64,7 +66,7 @@ def run(family: str, params: Params, prepared: Path, classifier: Path, out: Path
     if not identity.exists():
         identity.write_text(uuid.uuid4().hex)
     token = identity.read_text()
-    tracked = TrainingRun(params, family, manifest, token, work)
+    tracked = TrainingRun(params, which, manifest, token, work)
     watch = Watch(work, params.train.budget, tracked)
     with connected(params.cluster):
         launch(spec, params.cluster, params.train.max_failures, watch)
@@ -117,6 +119,7 @@ def _export(
         "steps": progress["step"],
         "resumed_from": outcome["resumed_from"],
         "best_step": progress["best_step"],
+        "best_score": progress["best_score"],
         "train_seconds": progress["seconds"],
         "train_images_per_second": outcome["images"] / progress["seconds"],
         "peak_memory_mb": outcome["peak_memory_mb"],
@@ -147,16 +150,13 @@ def _key(spec: dict[str, Any], data_sha256: str) -> str:
 
 
 def main() -> None:
-    arguments = stage.parser("train", __doc__)
-    arguments.add_argument("family")
-    arguments.add_argument("--prepared", type=Path, default=Path("data/prepared"))
-    arguments.add_argument("--classifier", type=Path, default=Path("artifacts/classifier"))
-    arguments.add_argument("--out", type=Path, help="default: artifacts/train/FAMILY")
+    arguments = stage.run_parser("train", __doc__)
+    arguments.add_argument("--out", type=Path, help="default: artifacts/train/FAMILY-SEED")
     args = arguments.parse_args()
-    with stage.running("train", args.family):
-        params = load_params()
-        out = args.out or Path("artifacts/train", args.family)
-        facts = run(args.family, params, args.prepared, args.classifier, out)
+    which = Run(args.family, args.seed)
+    with stage.running("train", which):
+        out = args.out or which.trained
+        facts = run(which, load_params(), args.prepared, args.classifier, out)
         print(f"best at step {facts['best_step']:,}; {facts['train_seconds']:.0f} s of training")
 
 

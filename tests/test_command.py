@@ -33,7 +33,7 @@ WRONG = [
     (["run", "--families", "vae dcgn"], "families: unknown family 'dcgn'; did you mean 'dcgan'?"),
     (["run", "--dataset", "mnst"], "did you mean 'mnist'?"),
     (["run", "--data-path", "/nowhere"], "dataset.path: /nowhere does not exist"),
-    (["run", "--set", "train.seed"], "expected key=value"),
+    (["run", "--set", "train.batch_size"], "expected key=value"),
     (["run", "--set", "train.sede=1"], "train.sede: unknown key; did you mean 'seed'?"),
     (
         ["run", "--families", "pix2pix"],
@@ -142,10 +142,10 @@ def _name(model: type, field: str) -> str:
 def test_dvc_stages_list_files_that_exist(root: Path) -> None:
     stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
     for name, stage in stages.items():
-        for dependency in stage.get("do", stage)["deps"]:
+        for dependency in stage["deps"]:
             if dependency.startswith(("tasks/", "models/")):
                 for family in FAMILIES:
-                    path = root / dependency.replace("${item}", family)
+                    path = root / dependency.replace("${item.family}", family)
                     assert path.exists(), f"{name}: {dependency}"
 
 

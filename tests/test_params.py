@@ -25,7 +25,7 @@ def test_the_projects_params_are_valid_and_frozen(root: Path) -> None:
     params = load_params(root / "params.yaml")
     assert set(params.families) <= set(FAMILIES)
     with pytest.raises(ValidationError):
-        params.train.seed = 3  # type: ignore[misc]
+        params.train.batch_size = 3  # type: ignore[misc]
 
 
 def test_params_spell_every_field_and_match_the_defaults(root: Path) -> None:
@@ -93,12 +93,12 @@ def test_wrong_parameters_are_one_line_and_write_nothing(
 
 def test_overrides_keep_the_comments_and_report_what_changed(params_file: Path) -> None:
     before = params_file.read_text()
-    changed = override_params({"train.seed": 7, "train.batch_size": 64}, params_file)
-    assert changed == {"train.seed": (0, 7)}
+    changed = override_params({"classifier.seed": 7, "train.batch_size": 64}, params_file)
+    assert changed == {"classifier.seed": (0, 7)}
     assert params_file.read_text() == before.replace(
-        "seed: 0\n  batch_size", "seed: 7\n  batch_size"
+        "seed: 0\n\nevaluation", "seed: 7\n\nevaluation"
     )
-    assert override_params({"train.seed": 7}, params_file) == {}
+    assert override_params({"classifier.seed": 7}, params_file) == {}
 
 
 def test_scientific_notation_is_a_number(params_file: Path) -> None:

@@ -40,7 +40,7 @@ def client(path: Path) -> mlflow.MlflowClient:
 def test_the_run_shows_progress_and_ends_with_the_leaderboard(finished: Path) -> None:
     log = (finished / "run.log").read_text()
     for family in RAN:
-        assert re.search(rf"train@{family}\s+step 20/20 \(100%\).* loss .*ETA 0:00", log), family
+        assert re.search(rf"train@{family}-0\s+step 20/20 \(100%\).* loss .*ETA 0:00", log), family
     assert "Leaderboard: digits" in log
     assert "leaderboard.html" in log
     assert "make ui" in log
@@ -54,13 +54,13 @@ def test_all_families_are_measured_and_ranked(finished: Path) -> None:
     assert table["frechet_distance"].is_monotonic_increasing
     for family in RAN:
         cls = FAMILIES[family]
-        found = json.loads((finished / "metrics" / f"{family}.json").read_text())
+        found = json.loads((finished / "metrics" / f"{family}-0.json").read_text())
         assert ("bits_per_dim" in found) == (cls.likelihood != "none")
         assert found["features"] == "classifier"
         assert found["frechet_distance_floor"] > 0
         if cls.likelihood == "none":
             assert found["not_applicable"]["bits_per_dim"] == "the family has no likelihood"
-        assert (finished / "artifacts/evaluate" / family / "samples.png").exists()
+        assert (finished / "artifacts/evaluate" / f"{family}-0" / "samples.png").exists()
     html = (finished / "reports/leaderboard.html").read_text()
     assert html.count("data:image/png;base64,") >= len(RAN)
 
@@ -182,7 +182,7 @@ def test_editing_a_family_touches_that_family_alone(finished: Path) -> None:
         before = file.read_text()
         file.write_text(before + "\n# edited\n")
         try:
-            assert changed_stages(finished) == {f"train@{family}", f"evaluate@{family}"}
+            assert changed_stages(finished) == {f"train@{family}-0", f"evaluate@{family}-0"}
         finally:
             file.write_text(before)
     assert changed_stages(finished) == set()
@@ -194,14 +194,14 @@ def stages_of(path: Path) -> dict[str, Any]:
 
 def test_a_hyperparameter_retrains_its_family_and_what_follows(finished: Path) -> None:
     """And a worse model is registered as challenger; going back costs no training at all."""
-    before = (finished / "artifacts/train/dcgan/model.safetensors").read_bytes()
+    before = (finished / "artifacts/train/dcgan-0/model.safetensors").read_bytes()
     lock = stages_of(finished)
     champion = client(finished).get_model_version_by_alias("digits-vae", "champion").version
     override_params({"models.vae.optimizer.lr": 1e-7}, finished / "params.yaml")
     done = projects.dvc(finished, "repro")
     ran = re.findall(r"Running stage '([^']+)'", done.stdout)
-    assert ran == ["train@vae", "evaluate@vae", "report", "register"]
-    assert (finished / "artifacts/train/dcgan/model.safetensors").read_bytes() == before
+    assert ran == ["train@vae-0", "evaluate@vae-0", "report", "register"]
+    assert (finished / "artifacts/train/dcgan-0/model.safetensors").read_bytes() == before
     tracking = client(finished)
     challenger = tracking.get_model_version_by_alias("digits-vae", "challenger")
     assert "does not beat" in challenger.tags["reason"]
@@ -209,7 +209,36 @@ def test_a_hyperparameter_retrains_its_family_and_what_follows(finished: Path) -
     override_params({"models.vae.optimizer.lr": 1e-3}, finished / "params.yaml")
     back = projects.dvc(finished, "repro")
     assert set(re.findall(r"Running stage '([^']+)'", back.stdout)) <= {"report", "register"}
-    assert stages_of(finished)["train@vae"] == lock["train@vae"]
+    assert stages_of(finished)["train@vae-0"] == lock["train@vae-0"]
+
+
+def test_another_seed_trains_that_seed_alone_and_gives_a_spread(finished: Path) -> None:
+    before = stages_of(finished)
+    done = projects.genarena(finished, "run", "--families", "vae dcgan", "--seeds", "0 1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = stages_of(finished)
+    for family in ("vae", "dcgan"):
+        assert after[f"train@{family}-0"] == before[f"train@{family}-0"]
+        names = [finished / "metrics" / f"{family}-{seed}.json" for seed in (0, 1)]
+        a, b = (json.loads(name.read_text())["frechet_distance"] for name in names)
+        assert a != b
+        table = pd.read_csv(finished / "reports/leaderboard.csv").set_index("family")
+        assert table.loc[family, "seeds"] == "0 1"
+        assert table.loc[family, "frechet_distance"] == pytest.approx((a + b) / 2)
+        assert table.loc[family, "frechet_distance_seed_std"] == pytest.approx(abs(a - b) / 2**0.5)
+    tracking = client(finished)
+    names = {r.info.run_name for r in tracking.search_runs(["1"])}
+    assert {"vae-digits-s0", "vae-digits-s1"} <= names
+    facts = [
+        json.loads((finished / f"artifacts/train/vae-{seed}/train.json").read_text())
+        for seed in (0, 1)
+    ]
+    better = min((0, 1), key=lambda seed: facts[seed]["best_score"])
+    registered = json.loads((finished / "artifacts/registry.json").read_text())["digits-vae"]
+    version = tracking.get_model_version("digits-vae", registered["version"])
+    assert version.tags["seed"] == str(better)
+    both = " ".join(RAN)
+    assert projects.genarena(finished, "run", "--families", both, "--seeds", "0").returncode == 0
 
 
 def test_one_family_fails_and_the_others_finish(finished: Path) -> None:

@@ -39,12 +39,12 @@ def test_text_is_ranked_by_bits_and_shown(finished: Path) -> None:
     assert table["bits_per_dim"].is_monotonic_increasing
     assert table["perplexity"].notna().all()
     assert table["frechet_distance"].isna().all()
-    found = json.loads((finished / "metrics/transformer.json").read_text())
+    found = json.loads((finished / "metrics/transformer-0.json").read_text())
     assert found["likelihood_kind"] == "exact"
     html = (finished / "reports/leaderboard.html").read_text()
     assert "Ranked by bits/dim" in html
     assert "windows of 32 bytes" in html
-    assert (finished / "artifacts/evaluate/transformer/samples.txt").exists()
+    assert (finished / "artifacts/evaluate/transformer-0/samples.txt").exists()
 
 
 def test_a_registered_model_of_text_continues_a_prompt(finished: Path, tmp_path: Path) -> None:

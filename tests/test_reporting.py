@@ -14,12 +14,17 @@ from models import store
 from tasks.pictures import save_grid
 from tasks.registry import judge
 from tasks.reporting import leaderboard, page, table
+from tasks.reporting.spread import combine, spread
+from tasks.runs import Run
 from tests.conftest import tiny_images, tiny_model
 
 
 def metrics_of(family: str, distance: float, weights: str, **changes: Any) -> dict[str, Any]:
     return {
         "family": family,
+        "seed": 0,
+        "status": "ok",
+        "reason": "",
         "samples": 1000,
         "frechet_distance": distance,
         "frechet_distance_std": 0.1,
@@ -53,7 +58,7 @@ def metrics_of(family: str, distance: float, weights: str, **changes: Any) -> di
 def project(tmp_path: Path) -> Path:
     """dcgan beats vae, realnvp failed."""
     for family, distance in (("vae", 9.0), ("dcgan", 4.0)):
-        folder = tmp_path / "artifacts/train" / family
+        folder = tmp_path / Run(family, 0).trained
         model = tiny_model(family)
         store.save(folder, model, family, model.state_dict())
         history = [
@@ -74,18 +79,16 @@ def project(tmp_path: Path) -> Path:
             else {}
         )
         (tmp_path / "metrics").mkdir(exist_ok=True)
-        save_grid(tmp_path / "artifacts/evaluate" / family / "samples.png", tiny_images(4), 4)
+        save_grid(tmp_path / Run(family, 0).evaluated / "samples.png", tiny_images(4), 4)
         text = json.dumps(metrics_of(family, distance, weights, **extra))
-        (tmp_path / "metrics" / f"{family}.json").write_text(text)
+        (tmp_path / Run(family, 0).metrics).write_text(text)
     reason = {"stage": "train", "reason": "NonFiniteLoss: step 7, phase 'main': loss is nan"}
-    (tmp_path / "metrics" / "realnvp.failed.json").write_text(json.dumps(reason))
+    (tmp_path / Run("realnvp", 0).failure).write_text(json.dumps(reason))
     return tmp_path
 
 
-def rows_of(
-    project: Path, families: tuple[str, ...] = ("vae", "dcgan", "realnvp")
-) -> list[dict[str, Any]]:
-    return leaderboard.load_families(families, project / "metrics", project / "artifacts/train")
+def rows_of(project: Path, seeds: tuple[int, ...] = (0,)) -> list[dict[str, Any]]:
+    return leaderboard.load_families(("vae", "dcgan", "realnvp"), seeds, project)
 
 
 def test_best_first_failed_last_with_its_reason(project: Path) -> None:
@@ -104,12 +107,12 @@ def test_best_first_failed_last_with_its_reason(project: Path) -> None:
 
 def test_a_stale_failure_does_not_hide_a_restored_result(project: Path) -> None:
     """DVC can bring a former result back without running the stage that clears the record."""
-    (project / "metrics" / "vae.failed.json").write_text('{"stage": "train", "reason": "old"}')
+    (project / Run("vae", 0).failure).write_text('{"stage": "train", "reason": "old"}')
     assert rows_of(project)[1]["status"] == "ok"
 
 
 def test_metrics_of_other_weights_are_not_shown(project: Path) -> None:
-    folder = project / "artifacts/train/vae"
+    folder = project / Run("vae", 0).trained
     other = {n: t + 1 for n, t in tiny_model("vae").state_dict().items()}
     store.save(folder, tiny_model("vae"), "vae", other)
     row = next(r for r in rows_of(project) if r["family"] == "vae")
@@ -118,7 +121,7 @@ def test_metrics_of_other_weights_are_not_shown(project: Path) -> None:
 
 
 def test_missing_metrics_name_the_stage(project: Path) -> None:
-    (project / "metrics" / "vae.json").unlink()
+    (project / Run("vae", 0).metrics).unlink()
     row = next(r for r in rows_of(project) if r["family"] == "vae")
     assert row["reason"] == "evaluate: no metrics"
 
@@ -131,10 +134,7 @@ def render(project: Path) -> str:
         "content_sha256": "d" * 64,
     }
     judge_ = {"task": "classes", "test_accuracy": 0.979}
-    artifacts = project / "artifacts"
-    return page.render(
-        rows_of(project), "digits", manifest, judge_, artifacts / "train", artifacts / "evaluate"
-    )
+    return page.render(rows_of(project), "digits", manifest, judge_, project)
 
 
 def test_the_page_is_self_contained_and_complete(project: Path) -> None:
@@ -152,8 +152,46 @@ def test_the_page_is_self_contained_and_complete(project: Path) -> None:
 
 def test_a_page_with_only_failures_still_renders(project: Path) -> None:
     for family in ("vae", "dcgan"):
-        (project / "metrics" / f"{family}.json").unlink()
+        (project / Run(family, 0).metrics).unlink()
     assert render(project).count("failed:") == 3
+
+
+def test_seeds_become_a_mean_and_their_deviation() -> None:
+    runs = [
+        metrics_of("vae", distance, "w", seed=seed, class_shares=[share, 1 - share])
+        for seed, distance, share in ((0, 4.0, 0.25), (1, 6.0, 0.5), (2, 8.0, 0.75))
+    ]
+    row = combine(runs)
+    assert row["seeds"] == [0, 1, 2]
+    assert row["frechet_distance"] == 6.0
+    assert row["frechet_distance_seed_std"] == 2.0
+    assert spread(row, "frechet_distance") == 2.0  # not the 0.1 of the subsets
+    assert spread(combine(runs[:1]), "frechet_distance") == 0.1
+    assert row["class_shares"] == [0.5, 0.5]
+    assert row["parameters"] == 1234
+    assert "parameters_seed_std" not in row
+    assert "frechet_distance_std_seed_std" not in row
+    shown = table.table([row])
+    assert shown.cells[0][0] == ("6.00", "± 2.00")
+
+
+def test_what_one_seed_lacks_is_not_averaged_over_the_others() -> None:
+    lacking = metrics_of("vae", 4.0, "w", seed=1, not_applicable={"kid": "too few samples"})
+    del lacking["kid"]
+    row = combine([metrics_of("vae", 4.0, "w"), lacking])
+    assert "kid" not in row
+    assert row["not_applicable"] == {"kid": "seed 1: too few samples"}
+
+
+def test_a_seed_that_failed_is_told_and_leaves_the_others(project: Path) -> None:
+    rows = rows_of(project, (0, 7))
+    vae = next(row for row in rows if row["family"] == "vae")
+    assert (vae["status"], vae["seeds"]) == ("ok", [0])
+    assert vae["reason"] == "seed 7: train: no trained model"
+    assert table.warnings(vae) == ["Not of every seed: seed 7: train: no trained model."]
+    failed = next(row for row in rows if row["family"] == "realnvp")
+    assert failed["status"] == "failed"
+    assert "seed 0: train: NonFiniteLoss" in failed["reason"]
 
 
 TAGS = {

@@ -15,6 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tasks.reporting import leaderboard
+from tasks.reporting.spread import spread
+
+History = list[dict[str, Any]]
 
 INK = "#010203"  # replaced by `currentColor`
 COLOURS = ["#3b76d4", "#d9772b", "#2f9e62", "#c2447e", "#8a63d2", "#8c7a1f", "#1f98a8", "#a55a3c"]
@@ -40,7 +43,7 @@ STYLE: Any = {
 }
 
 
-def loss_curves(history: list[dict[str, Any]], title: str) -> str:
+def loss_curves(history: History, title: str) -> str:
     """Training losses of every phase over the steps, one family."""
     names = [n for n in (history[-1] if history else {}) if n.endswith("/loss")]
     with plt.rc_context(STYLE):
@@ -61,26 +64,30 @@ def colours(families: list[str]) -> dict[str, str]:
     return dict(zip(sorted(families), COLOURS * (1 + len(families) // len(COLOURS)), strict=False))
 
 
-def validation_curves(histories: dict[str, list[dict[str, Any]]], metric: str, label: str) -> str:
-    """One validation metric of all families over the steps; empty where none has it."""
+def validation_curves(histories: dict[str, list[History]], metric: str, label: str) -> str:
+    """One validation metric of all families over the steps, a line for each seed; empty where
+    none has it."""
     colour = colours(list(histories))
     key = f"validation/{metric}"
-    curves = {
-        family: [(r["step"], r[key]) for r in history if key in r]
-        for family, history in histories.items()
-    }
-    curves = {family: points for family, points in curves.items() if points}
+    curves = [
+        (family, [(r["step"], r[key]) for r in history if key in r])
+        for family, seeds in histories.items()
+        for history in seeds
+    ]
+    curves = [(family, points) for family, points in curves if points]
     if not curves:
         return ""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.2))
-        for family, points in curves.items():
+        named: set[str] = set()
+        for family, points in curves:
             line: dict[str, Any] = {
                 "color": colour[family],
                 "lw": 1.6,
                 "marker": ".",
-                "label": family,
+                "label": None if family in named else family,
             }
+            named.add(family)
             axes.plot(*zip(*points, strict=True), **line)
         if metric == "frechet_distance":
             axes.set_yscale("log")
@@ -128,8 +135,7 @@ def _plain_ticks(axis: Axis) -> None:
 
 
 def _point(axes: Axes, cost: float, row: dict[str, Any], score: str, colour: str) -> None:
-    spread = row.get(f"{score}_std", row.get(f"{score}_std_error"))
-    axes.errorbar(cost, row[score], spread, fmt="o", ms=8, color=colour)
+    axes.errorbar(cost, row[score], spread(row, score), fmt="o", ms=8, color=colour)
     axes.annotate(row["family"], (cost, row[score]), xytext=(9, 4), textcoords="offset points")
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from models import store
+from tasks.reporting.spread import SUFFIX, combine
+from tasks.runs import Run
 from tasks.training.worker import HISTORY, read_history
 
 COLUMNS = [
     "rank",
     "family",
     "status",
+    "seeds",
     "frechet_distance",
     "frechet_distance_std",
     "frechet_distance_floor",
@@ -74,31 +78,34 @@ def score(metrics: dict[str, Any]) -> str:
     return next(name for name in SCORES if name in metrics)
 
 
-def load_family(family: str, metrics: Path, trained: Path) -> dict[str, Any]:
-    """What is known of one family: its metrics, or `status` failed with the `reason`.
+def load_run(which: Run, root: Path) -> dict[str, Any]:
+    """What is known of one run: its metrics, or `status` failed with the `reason`.
 
-    A family failed when its model or its metrics are missing, or when the metrics were
+    A run failed when its model or its metrics are missing, or when the metrics were
     measured on other weights than those that are there.
     """
-    record = metrics / f"{family}.failed.json"
+    record = root / which.failure
     told = json.loads(record.read_text()) if record.exists() else {}
     reason = f"{told['stage']}: {told['reason']}" if told else ""
-    failed = {"family": family, "status": "failed"}
-    if not (trained / family / store.CONFIG).exists():
+    failed = {"family": which.family, "seed": which.seed, "status": "failed"}
+    if not (root / which.trained / store.CONFIG).exists():
         return {**failed, "reason": reason or "train: no trained model"}
-    file = metrics / f"{family}.json"
+    file = root / which.metrics
     if not file.exists():
         return {**failed, "reason": reason or "evaluate: no metrics"}
     found = json.loads(file.read_text())
-    weights = store.describe(trained / family)["weights_sha256"]
+    weights = store.describe(root / which.trained)["weights_sha256"]
     if found["provenance"]["weights_sha256"] != weights:
         return {**failed, "reason": reason or "evaluate: the metrics are of other weights"}
     return {**found, "status": "ok", "reason": ""}
 
 
-def load_families(families: tuple[str, ...], metrics: Path, trained: Path) -> list[dict[str, Any]]:
-    """All families, the best score first, the failed ones last; each with its `rank`."""
-    rows = [load_family(family, metrics, trained) for family in families]
+def load_families(
+    families: Iterable[str], seeds: Iterable[int], root: Path
+) -> list[dict[str, Any]]:
+    """A row for each family, the best score first, the failed ones last; each with its `rank`."""
+    seeds = tuple(seeds)
+    rows = [combine([load_run(Run(f, seed), root) for seed in seeds]) for f in families]
     rows.sort(
         key=lambda r: (
             r["status"] != "ok",
@@ -112,12 +119,15 @@ def load_families(families: tuple[str, ...], metrics: Path, trained: Path) -> li
 
 
 def to_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The leaderboard as a table with the fixed `COLUMNS`; absent numbers are empty."""
-    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    """The leaderboard as a table with the fixed `COLUMNS`, after them the deviations of the seeds
+    where there are several; absent numbers are empty."""
+    deviations = [c + SUFFIX for c in COLUMNS if any(c + SUFFIX in row for row in rows)]
+    told = [{**row, "seeds": " ".join(map(str, row["seeds"]))} for row in rows]
+    table = pd.DataFrame(told).reindex(columns=[*COLUMNS, *deviations])
     table["rank"] = table["rank"].astype("Int64")
     return table
 
 
-def load_history(trained: Path, family: str) -> list[dict[str, Any]]:
-    """The training records of a family; empty where it has none."""
-    return read_history(trained / family / HISTORY)
+def load_histories(row: dict[str, Any], root: Path) -> list[list[dict[str, Any]]]:
+    """The training records of a row's runs, in the order of their seeds."""
+    return [read_history(root / Run(row["family"], s).trained / HISTORY) for s in row["seeds"]]

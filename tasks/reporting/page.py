@@ -10,7 +10,8 @@ from jinja2 import Environment, StrictUndefined
 
 from models.base import DataSpec
 from tasks.reporting import figures, leaderboard, table
-from tasks.reporting.leaderboard import load_history
+from tasks.reporting.leaderboard import load_histories
+from tasks.runs import Run
 
 PICTURES = (
     "samples",
@@ -38,12 +39,11 @@ def render(
     title: str,
     manifest: dict[str, Any],
     judge: dict[str, Any],
-    trained: Path,
-    evaluated: Path,
+    root: Path,
 ) -> str:
-    """The page for leaderboard `rows`; pictures and figures are inside it."""
-    ok = [_with_pictures(row, trained, evaluated) for row in rows if row["status"] == "ok"]
-    histories = {row["family"]: load_history(trained, row["family"]) for row in ok}
+    """The page for leaderboard `rows` of the project at `root`; all pictures are inside it."""
+    ok = [_with_pictures(row, root) for row in rows if row["status"] == "ok"]
+    histories = {row["family"]: load_histories(row, root) for row in ok}
     curves = [
         figures.validation_curves(histories, "frechet_distance", "Fréchet distance"),
         figures.validation_curves(histories, "bits_per_dim", "bits/dim"),
@@ -94,8 +94,9 @@ def _kinds(ok: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(MEANING[kind], "; ".join(names)) for kind, names in sorted(found.items())]
 
 
-def _with_pictures(row: dict[str, Any], trained: Path, evaluated: Path) -> dict[str, Any]:
-    folder = evaluated / row["family"]
+def _with_pictures(row: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The row with its pictures, which are of its first seed."""
+    folder = root / Run(row["family"], row["seeds"][0]).evaluated
     kind = row.get("reconstruction_kind", "")
     return {
         **row,
@@ -103,7 +104,7 @@ def _with_pictures(row: dict[str, Any], trained: Path, evaluated: Path) -> dict[
         "reconstruction_name": "there and back" if "cycle_psnr" in row else kind,
         "warnings": table.warnings(row),
         "text": _read(folder / "samples.txt"),
-        "loss_figure": figures.loss_curves(load_history(trained, row["family"]), row["family"]),
+        "loss_figure": figures.loss_curves(load_histories(row, root)[0], row["family"]),
     }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tasks.reporting.spread import spread
+
 Row = dict[str, Any]
 
 
@@ -54,10 +56,21 @@ def thousands(number: float) -> str:
 
 
 def _number(key: str, form: str, note: Callable[[Row], str] = lambda row: "") -> Any:
+    """The number and its spread, or the note where there is one."""
+
     def cell(row: Row) -> Cell | None:
-        return Cell(format(row[key], form), note(row)) if key in row else None
+        if key not in row:
+            return None
+        return Cell(
+            format(row[key], form), " ".join(filter(None, [_spread(row, key, form), note(row)]))
+        )
 
     return cell
+
+
+def _spread(row: Row, key: str, form: str) -> str:
+    value = spread(row, key)
+    return "" if value is None else f"± {value:{form}}"
 
 
 def _floor(key: str, form: str) -> Callable[[Row], str]:
@@ -68,14 +81,16 @@ def _psnr(row: Row) -> Cell | None:
     kind = row.get("reconstruction_kind", "")
     if "infinite" in row["not_applicable"].get("psnr", ""):
         return Cell("∞", kind)
-    return Cell(f"{row['psnr']:.1f}", kind) if "psnr" in row else None
+    if "psnr" not in row:
+        return None
+    return Cell(f"{row['psnr']:.1f}", f"{_spread(row, 'psnr', '.1f')} {kind}".strip())
 
 
 def _binary_nats(row: Row) -> Cell | None:
     """Papers give nats for binarised sets and bits for all others; a table is wide enough."""
     if row.get("levels") != 2:
         return None
-    return Cell(f"{row['nats']:.2f}", f"± {row['nats_std_error']:.2f}")
+    return Cell(f"{row['nats']:.2f}", _spread(row, "nats", ".2f"))
 
 
 def _gap(row: Row) -> str:
@@ -86,12 +101,12 @@ def _gap(row: Row) -> str:
 COLUMNS = [
     Column(
         "Fréchet distance ↓",
-        _number("frechet_distance", ".2f", lambda r: f"± {r['frechet_distance_std']:.2f}"),
+        _number("frechet_distance", ".2f"),
         _floor("frechet_distance_floor", ".2f"),
     ),
     Column(
         "KID ↓",
-        _number("kid", ".3f", lambda r: f"± {r['kid_std']:.3f}"),
+        _number("kid", ".3f"),
         _floor("kid_floor", ".3f"),
     ),
     Column("coverage ↑", _number("coverage", ".0%"), _floor("coverage_floor", ".0%")),
@@ -135,7 +150,7 @@ COLUMNS = [
 
 def warnings(row: Row) -> list[str]:
     """What the numbers of a family warn of, in words."""
-    found = []
+    found = [f"Not of every seed: {row['reason']}."] if row["reason"] else []
     if "coverage" in row and row["coverage"] < row["coverage_floor"] / 2:
         found.append(
             f"Mode collapse: its samples cover {row['coverage']:.0%} of the test images, where as "

@@ -22,8 +22,7 @@ class Budget(Config):
         return self
 
 
-class TrainConfig(Config):
-    seed: int = Field(0, ge=0)
+class TrainSection(Config):
     batch_size: Positive = 64  # over all workers
     budget: Budget = Budget(steps=1000)
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the processor has it
@@ -38,3 +37,9 @@ class TrainConfig(Config):
         "auto"  # bits_per_dim for a family with a likelihood, else frechet_distance
     )
     max_failures: int = Field(3, ge=0)  # lost workers that are replaced before giving up
+
+
+class TrainConfig(TrainSection):
+    """The section with the seed of one run: what the loop takes."""
+
+    seed: int = Field(0, ge=0)
