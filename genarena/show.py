@@ -35,7 +35,7 @@ def show_leaderboard(params: Params) -> None:
             table.add_row("-", row["family"], "[red]failed")
             continue
         cells = [_cell(SHOWN[name], row) if pd.notna(row[SHOWN[name]]) else "-" for name in shown]
-        table.add_row(f"{row['rank']:.0f}", row["family"], *cells)
+        table.add_row(f"{row['rank']:.0f}" if pd.notna(row["rank"]) else "-", row["family"], *cells)
     console.print(table)
     for row in (row for row in rows if isinstance(row["reason"], str)):
         console.print(f"{row['family']} failed: {row['reason']}", style="red", markup=False)

@@ -19,7 +19,14 @@ from tasks.params import EvaluationConfig, Params, load_params
 from tasks.reporting import leaderboard
 from tasks.runs import Run
 
-COSTS = ("train_seconds", "train_images_per_second", "peak_memory_mb", "parameters", "hardware")
+COSTS = (
+    "train_seconds",
+    "train_images_per_second",
+    "peak_memory_mb",
+    "parameters",
+    "hardware",
+    "git",
+)
 
 
 def run(
@@ -136,6 +143,15 @@ def _track(params: Params, which: Run, metrics: dict[str, Any], trained: Path, o
     client.log_artifacts(run_id, str(out), "evaluation")
 
 
+def _told(metrics: dict[str, Any]) -> str:
+    name = leaderboard.score(metrics)
+    if not name:
+        return "; ".join(f"no {key}: {why}" for key, why in metrics["not_applicable"].items())
+    floor = metrics.get(f"{name}_floor")
+    beside = "" if floor is None else f" (floor {floor:.2f})"
+    return f"{leaderboard.SCORES[name]} {metrics[name]:.3f}{beside}"
+
+
 def main() -> None:
     args = stage.run_parser("evaluate", __doc__).parse_args()
     which = Run(args.family, args.seed)
@@ -149,10 +165,7 @@ def main() -> None:
             which.evaluated,
             which.metrics,
         )
-        name = leaderboard.score(metrics)
-        floor = metrics.get(f"{name}_floor")
-        told = "" if floor is None else f" (floor {floor:.2f})"
-        print(f"{leaderboard.SCORES[name]} {metrics[name]:.3f}{told}")
+        print(_told(metrics))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors"
 def run(params: Params, out: Path, root: Path = Path()) -> dict[str, Any]:
     """Register what `metrics/` and `artifacts/train/` hold; writes and returns what was done."""
     rows = leaderboard.load_families(params.families, params.seeds, root)
-    ok = [_chosen(row, root) for row in rows if row["status"] == "ok"]
+    ok = [_chosen(row, root) for row in rows if leaderboard.score(row)]
     done = tracking.tolerant("registering", lambda: _register(params, ok, root))
     out.parent.mkdir(parents=True, exist_ok=True)
     if done is None:

@@ -38,7 +38,9 @@ def run(params: Params, root: Path = Path()) -> list[dict[str, Any]]:
     reports = root / "reports"
     reports.mkdir(exist_ok=True)
     leaderboard.to_table(rows).to_csv(reports / "leaderboard.csv", index=False)
-    html = page.render(rows, params.dataset.title, manifest, judge, root)
+    html = page.render(
+        rows, params.dataset.title, manifest, judge, root, budget=params.train.budget.words
+    )
     (reports / "leaderboard.html").write_text(html)
     tracking.tolerant("logging the leaderboard", lambda: _track(params, rows, root, reports))
     return rows
@@ -69,7 +71,7 @@ def main() -> None:
     arguments.parse_args()
     with stage.running("report"):
         for row in run(load_params()):
-            told = row["reason"]
+            told = row["reason"] or "nothing that ranks it was measured"
             if row["rank"]:
                 score = leaderboard.score(row)
                 told = f"{leaderboard.SCORES[score]} {row[score]:.3f}"

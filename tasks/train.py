@@ -20,6 +20,7 @@ from tasks.cluster import connected
 from tasks.data import shards
 from tasks.errors import BadInput
 from tasks.params import Params, load_params
+from tasks.provenance import git_state
 from tasks.runs import Run
 from tasks.tracking import TrainingRun
 from tasks.training.checkpoint import load_best
@@ -129,6 +130,7 @@ def _export(
         "precision": outcome["precision"],
         "key": key,
         "data_sha256": data_sha256,
+        "git": git_state(),
     }
     (out / "train.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts

@@ -13,7 +13,7 @@ import pytest
 from models import store
 from tasks.pictures import save_grid
 from tasks.registry import judge
-from tasks.reporting import leaderboard, page, table
+from tasks.reporting import figures, leaderboard, page, table
 from tasks.reporting.spread import combine, spread
 from tasks.runs import Run
 from tests.conftest import tiny_images, tiny_model
@@ -47,6 +47,7 @@ def metrics_of(family: str, distance: float, weights: str, **changes: Any) -> di
         "parameters": 1234,
         "peak_memory_mb": 400.0,
         "hardware": "a <CPU>",
+        "git": "abc",
         "protocol": 1,
         "provenance": {"weights_sha256": weights, "data_sha256": "d", "steps": 10, "best_step": 5},
         "not_applicable": {},
@@ -134,7 +135,7 @@ def render(project: Path) -> str:
         "content_sha256": "d" * 64,
     }
     judge_ = {"task": "classes", "test_accuracy": 0.979}
-    return page.render(rows_of(project), "digits", manifest, judge_, project)
+    return page.render(rows_of(project), "digits", manifest, judge_, project, budget="2,000 steps")
 
 
 def test_the_page_is_self_contained_and_complete(project: Path) -> None:
@@ -148,6 +149,9 @@ def test_the_page_is_self_contained_and_complete(project: Path) -> None:
     assert "failed: train: NonFiniteLoss: step 7, phase &#39;main&#39;" in html
     assert "a &lt;CPU&gt;" in html  # escaped
     assert html.count('role="img"') >= 4
+    assert "For digits at 2,000 steps: dcgan is closest to the data" in html
+    assert "git commit <code>abc</code>" in html
+    assert 'data-value="4.0"' in html  # what the table sorts by
 
 
 def test_a_page_with_only_failures_still_renders(project: Path) -> None:
@@ -172,7 +176,7 @@ def test_seeds_become_a_mean_and_their_deviation() -> None:
     assert "parameters_seed_std" not in row
     assert "frechet_distance_std_seed_std" not in row
     shown = table.table([row])
-    assert shown.cells[0][0] == ("6.00", "± 2.00")
+    assert shown.cells[0][0] == ("6.00", "± 2.00", 6.0)
 
 
 def test_what_one_seed_lacks_is_not_averaged_over_the_others() -> None:
@@ -192,6 +196,27 @@ def test_a_seed_that_failed_is_told_and_leaves_the_others(project: Path) -> None
     failed = next(row for row in rows if row["family"] == "realnvp")
     assert failed["status"] == "failed"
     assert "seed 0: train: NonFiniteLoss" in failed["reason"]
+
+
+def test_a_family_without_the_number_that_ranks_is_shown_but_not_ranked(project: Path) -> None:
+    """Its bits/dim, a smaller number, must not be set against the others' Fréchet distances."""
+    file = project / Run("vae", 0).metrics
+    found = json.loads(file.read_text())
+    for name in ("frechet_distance", "frechet_distance_std", "frechet_distance_floor"):
+        del found[name]
+    found["not_applicable"]["frechet_distance"] = "the samples are not finite"
+    file.write_text(json.dumps(found))
+    ranks = {row["family"]: row["rank"] for row in rows_of(project)}
+    assert ranks == {"dcgan": 1, "vae": None, "realnvp": None}
+    assert [row["family"] for row in rows_of(project)] == ["dcgan", "vae", "realnvp"]
+    assert "No frechet_distance: the samples are not finite." in render(project)
+    (project / Run("dcgan", 0).metrics).unlink()
+    assert rows_of(project)[0]["rank"] == 1  # alone, by its bits/dim
+
+
+def test_the_pareto_line_joins_what_nothing_beats_in_both() -> None:
+    points = [(1.0, 9.0), (2.0, 4.0), (3.0, 5.0), (4.0, 4.0), (5.0, 1.0), (1.0, 10.0)]
+    assert figures.pareto(points) == [(1.0, 9.0), (2.0, 4.0), (5.0, 1.0)]
 
 
 TAGS = {

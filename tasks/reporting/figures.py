@@ -98,19 +98,25 @@ def validation_curves(histories: dict[str, list[History]], metric: str, label: s
 
 
 def quality_against_cost(rows: list[dict[str, Any]]) -> str:
-    """The score against training time, and against time to sample 1,000 examples."""
+    """The score against training time, and against time to sample 1,000 examples, each with the
+    line of the families that no other one beats in both; empty where none has a score."""
     costs = [
         ("training time, s", lambda r: r["train_seconds"]),
         ("time to sample 1,000, s", lambda r: 1000 / r["sample_images_per_second"]),
     ]
-    score = leaderboard.score(rows[0])
-    name = leaderboard.SCORES[score]
+    score = leaderboard.ranking(rows)
     colour = colours([row["family"] for row in rows])
+    rows = [row for row in rows if score in row]
+    if not rows:
+        return ""
+    name = leaderboard.SCORES[score]
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
         for axes, (label, cost) in zip(panels, costs, strict=True):
             for row in rows:
                 _point(axes, cost(row), row, score, colour[row["family"]])
+            front = pareto([(cost(row), row[score]) for row in rows])
+            axes.step(*zip(*front, strict=True), where="post", color=INK, lw=1, alpha=0.45)
             axes.set(xlabel=label, xscale="log", yscale="log")
             axes.margins(x=0.35, y=0.15)
             _plain_ticks(axes.xaxis)
@@ -125,6 +131,15 @@ def quality_against_cost(rows: list[dict[str, Any]]) -> str:
             )
         figure.tight_layout()
         return _svg(figure, f"{name} against training time and against sampling time")
+
+
+def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of `(cost, score)` that no other one beats in both, the cheapest first."""
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points):
+        if not front or score < front[-1][1]:
+            front.append((cost, score))
+    return front
 
 
 def _plain_ticks(axis: Axis) -> None:

@@ -74,8 +74,13 @@ SCORES = {"frechet_distance": "Fréchet distance", "bits_per_dim": "bits/dim"}
 
 
 def score(metrics: dict[str, Any]) -> str:
-    """The name of the metric that ranks; lower is better."""
-    return next(name for name in SCORES if name in metrics)
+    """The name of the metric by which a model meets its predecessors; `""`: it has none."""
+    return next((name for name in SCORES if name in metrics), "")
+
+
+def ranking(rows: list[dict[str, Any]]) -> str:
+    """The metric that ranks these rows: the first of `SCORES` that one of them has, or `""`."""
+    return next((name for name in SCORES if any(name in row for row in rows)), "")
 
 
 def load_run(which: Run, root: Path) -> dict[str, Any]:
@@ -103,18 +108,14 @@ def load_run(which: Run, root: Path) -> dict[str, Any]:
 def load_families(
     families: Iterable[str], seeds: Iterable[int], root: Path
 ) -> list[dict[str, Any]]:
-    """A row for each family, the best score first, the failed ones last; each with its `rank`."""
+    """A row for each family, the best first, then those without the number that ranks, the failed
+    ones last; each with its `rank`, None where it has none."""
     seeds = tuple(seeds)
     rows = [combine([load_run(Run(f, seed), root) for seed in seeds]) for f in families]
-    rows.sort(
-        key=lambda r: (
-            r["status"] != "ok",
-            r[score(r)] if r["status"] == "ok" else 0.0,
-            r["family"],
-        )
-    )
+    name = ranking(rows)
+    rows.sort(key=lambda r: (r["status"] != "ok", name not in r, r.get(name, 0.0), r["family"]))
     for number, row in enumerate(rows, 1):
-        row["rank"] = number if row["status"] == "ok" else None
+        row["rank"] = number if name in row else None
     return rows
 
 

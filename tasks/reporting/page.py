@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from models.base import DataSpec
 from tasks.reporting import figures, leaderboard, table
 from tasks.reporting.leaderboard import load_histories
+from tasks.reporting.verdict import verdict
 from tasks.runs import Run
 
 PICTURES = (
@@ -40,8 +41,13 @@ def render(
     manifest: dict[str, Any],
     judge: dict[str, Any],
     root: Path,
+    *,
+    budget: str,
 ) -> str:
-    """The page for leaderboard `rows` of the project at `root`; all pictures are inside it."""
+    """The page for leaderboard `rows` of the project at `root`; all pictures are inside it.
+
+    `budget` says in words what each family was given to train with.
+    """
     ok = [_with_pictures(row, root) for row in rows if row["status"] == "ok"]
     histories = {row["family"]: load_histories(row, root) for row in ok}
     curves = [
@@ -63,9 +69,13 @@ def render(
         floor_kind=next(iter({r[FLOOR_KIND] for r in ok if FLOOR_KIND in r}), ""),
         obeys=any("condition_accuracy" in row for row in ok),
         cost_figure=figures.quality_against_cost(ok) if ok else "",
-        score=leaderboard.score(ok[0]) if ok else "",
-        score_name=leaderboard.SCORES[leaderboard.score(ok[0])] if ok else "",
+        score=leaderboard.ranking(ok),
+        score_name=leaderboard.SCORES.get(leaderboard.ranking(ok), ""),
         kinds=_kinds(ok),
+        verdict=verdict(rows, title, budget),
+        budget=budget,
+        seeds=sorted({seed for row in rows for seed in row["seeds"]}),
+        commit=", ".join(_commits(ok)),
         curves=[curve for curve in curves if curve],
         judge_task=judge["task"],
         judge_accuracy=judge["test_accuracy"],
@@ -79,6 +89,11 @@ def describe(data: DataSpec) -> str:
     if data.modality == "points":
         return f"points of the plane, in {data.levels} x {data.levels} cells"
     return f"images of {'x'.join(map(str, data.shape))}, {data.levels} levels"
+
+
+def _commits(ok: list[dict[str, Any]]) -> list[str]:
+    """The states of the code that trained the models, each once."""
+    return list(dict.fromkeys(run["git"] for row in ok for run in row["runs"] if run.get("git")))
 
 
 def _kinds(ok: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ Row = dict[str, Any]
 class Cell(NamedTuple):
     text: str
     note: str = ""  # smaller, beside it
+    value: float | None = None  # what the table sorts by
 
 
 class Column(NamedTuple):
@@ -61,11 +62,14 @@ def _number(key: str, form: str, note: Callable[[Row], str] = lambda row: "") ->
     def cell(row: Row) -> Cell | None:
         if key not in row:
             return None
-        return Cell(
-            format(row[key], form), " ".join(filter(None, [_spread(row, key, form), note(row)]))
-        )
+        beside = " ".join(filter(None, [_spread(row, key, form), note(row)]))
+        return Cell(format(row[key], form), beside, row[key])
 
     return cell
+
+
+def _quantity(key: str, written: Callable[[float], str]) -> Callable[[Row], Cell | None]:
+    return lambda row: Cell(written(row[key]), "", row[key]) if key in row else None
 
 
 def _spread(row: Row, key: str, form: str) -> str:
@@ -80,17 +84,17 @@ def _floor(key: str, form: str) -> Callable[[Row], str]:
 def _psnr(row: Row) -> Cell | None:
     kind = row.get("reconstruction_kind", "")
     if "infinite" in row["not_applicable"].get("psnr", ""):
-        return Cell("∞", kind)
+        return Cell("∞", kind, 1e9)
     if "psnr" not in row:
         return None
-    return Cell(f"{row['psnr']:.1f}", f"{_spread(row, 'psnr', '.1f')} {kind}".strip())
+    return Cell(f"{row['psnr']:.1f}", f"{_spread(row, 'psnr', '.1f')} {kind}".strip(), row["psnr"])
 
 
 def _binary_nats(row: Row) -> Cell | None:
     """Papers give nats for binarised sets and bits for all others; a table is wide enough."""
     if row.get("levels") != 2:
         return None
-    return Cell(f"{row['nats']:.2f}", _spread(row, "nats", ".2f"))
+    return Cell(f"{row['nats']:.2f}", _spread(row, "nats", ".2f"), row["nats"])
 
 
 def _gap(row: Row) -> str:
@@ -142,9 +146,9 @@ COLUMNS = [
         _floor("perceptual_distance_floor", ".2f"),
     ),
     Column("cycle PSNR ↑", _number("cycle_psnr", ".1f")),
-    Column("training", lambda r: Cell(duration(r["train_seconds"]))),
-    Column("samples/s", lambda r: Cell(thousands(r["sample_images_per_second"]))),
-    Column("parameters", lambda r: Cell(thousands(r["parameters"]))),
+    Column("training", _quantity("train_seconds", duration)),
+    Column("samples/s", _quantity("sample_images_per_second", thousands)),
+    Column("parameters", _quantity("parameters", thousands)),
 ]
 
 

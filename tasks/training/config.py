@@ -15,6 +15,11 @@ class Budget(Config):
     steps: Positive | None = None
     minutes: float | None = Field(None, gt=0)  # of training steps, validation not counted
 
+    @property
+    def words(self) -> str:
+        """As in `2,000 steps` or `10 minutes`."""
+        return f"{self.steps:,} steps" if self.steps is not None else f"{self.minutes:g} minutes"
+
     @model_validator(mode="after")
     def _exactly_one(self) -> Budget:
         if (self.steps is None) == (self.minutes is None):
