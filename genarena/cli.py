@@ -34,6 +34,17 @@ def run(
     run_comparison(dataset, data_path, families, seeds, steps, minutes, captions, set_)
 
 
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="Git revision, comparison in MLflow, or .")],
+    b: Annotated[str, typer.Argument(help="The same; . is the folder as it is")] = ".",
+) -> None:
+    """Say what changed between two comparisons, and whether it is more than noise."""
+    from genarena.diff import show_difference
+
+    show_difference(a, b)
+
+
 @app.command("families")
 def list_families() -> None:
     """List the model families and what each can do."""

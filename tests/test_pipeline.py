@@ -212,6 +212,18 @@ def test_a_hyperparameter_retrains_its_family_and_what_follows(finished: Path) -
     assert stages_of(finished)["train@vae-0"] == lock["train@vae-0"]
 
 
+def test_what_changed_is_told_from_mlflow_and_from_the_folder(finished: Path) -> None:
+    done = projects.genarena(finished, "diff", "compare-digits", ".")
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if "frechet_distance" in line]
+    assert len(rows) == len(RAN)
+    assert all("equal" in row for row in rows)
+    assert "not comparable" not in done.stdout
+    wrong = projects.genarena(finished, "diff", "compare-digit")
+    assert wrong.returncode == 2
+    assert "did you mean 'compare-digits'?" in wrong.stderr
+
+
 def test_another_seed_trains_that_seed_alone_and_gives_a_spread(finished: Path) -> None:
     before = stages_of(finished)
     done = projects.genarena(finished, "run", "--families", "vae dcgan", "--seeds", "0 1")
