@@ -50,7 +50,7 @@ def brute_force(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
 
 
 def test_manifold_metrics_are_the_published_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.evaluation.manifold.CHUNK", 7)
+    monkeypatch.setattr("tasks.evaluation.manifold.BLOCK", 7 * 40)
     random = np.random.default_rng(0)
     real = random.normal(size=(40, 3)).astype(np.float32)
     fake = (0.8 * random.normal(size=(33, 3)) + 0.5).astype(np.float32)
