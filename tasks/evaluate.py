@@ -12,11 +12,10 @@ from typing import Any
 
 from models import store
 from tasks import stage, tracking
-from tasks.cluster import connected, families_at_once, worker_resources
+from tasks.cluster import on_worker
 from tasks.data import shards
-from tasks.errors import BadInput
 from tasks.params import EvaluationConfig, Params, load_params
-from tasks.reporting import leaderboard
+from tasks.reporting import leaderboard, table
 
 COSTS = ("train_seconds", "train_images_per_second", "peak_memory_mb", "parameters", "hardware")
 
@@ -26,26 +25,15 @@ def run(
     params: Params,
     prepared: Path,
     classifier: Path,
+    features: Path,
     trained: Path,
     out: Path,
     metrics_file: Path,
 ) -> dict[str, Any]:
     """Measure the model in `trained`; pictures go to `out`, numbers to `metrics_file`."""
-    folders = [str(p.absolute()) for p in (prepared, classifier, trained, out)]
-    with connected(params.cluster):
-        import ray
-
-        families_at_once(params.cluster)
-        resources = worker_resources(params.cluster)
-        task = ray.remote(num_cpus=resources["CPU"], num_gpus=resources["GPU"])(measure_folder)
-        threads = params.cluster.cpus_per_worker
-        gpu = resources["GPU"] > 0
-        try:
-            result = ray.get(task.remote(params.evaluation, *folders, threads, gpu, time.time()))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, BadInput):
-                raise error.cause from None
-            raise
+    folders = [str(p.absolute()) for p in (prepared, classifier, features, trained, out)]
+    code = str(Path(params.evaluation.features_code).absolute())
+    result = on_worker(params.cluster, measure_folder, params.evaluation, *folders, code)
     facts = json.loads((trained / "train.json").read_text())
     costs = {name: facts[name] for name in COSTS}
     provenance = {
@@ -67,39 +55,43 @@ def measure_folder(
     config: EvaluationConfig,
     prepared: str,
     classifier: str,
+    features: str,
     trained: str,
     out: str,
+    code: str,
     threads: int,
     gpu: bool,
-    started: float,
 ) -> dict[str, Any]:
     """Runs on a Ray worker: load, measure, write the pictures, return the numbers."""
     import torch
 
     from tasks.evaluation import classifier as judges
-    from tasks.evaluation import features, pictures, protocol
+    from tasks.evaluation import extractors, pictures, protocol, real
 
+    started = time.time()
     torch.set_num_threads(threads)
     device = torch.device("cuda" if gpu else "cpu")
     model = store.load(Path(trained)).to(device)
     torch.manual_seed(config.seed)
     untrained = store.build(**store.recipe(Path(trained))).to(device).eval()
-    levels = model.data.levels
-    extractor = judge = None
+    manifest = shards.read_manifest(Path(prepared))
+    extractor = judge = stored = None
     if model.data.modality == "image":
         judge = judges.load(Path(classifier))
-        if config.features == "classifier":
-            extractor = features.classifier_features(Path(classifier), device)
-        else:
-            extractor = features.inception_features(config.inception_weights, levels, device)
+        extractor = extractors.build(
+            config.features, config.inception_weights, code, Path(classifier), model.data, device
+        )
+        judge_sha256 = store.file_sha256(Path(classifier) / judges.WEIGHTS)
+        stored = real.load(Path(features), extractor, manifest["content_sha256"], judge_sha256)
     train, validation, test = (shards.read_split(Path(prepared), s) for s in shards.SPLITS)
     yardstick = protocol.Yardstick(
-        train=train.x,
+        train=train,
         validation=validation.x,
         test=test,
         extractor=extractor,
+        real=stored,
         judge=judge,
-        entropy=shards.read_manifest(Path(prepared))["truth"].get("entropy_nats"),
+        entropy=manifest["truth"].get("entropy_nats"),
     )
     found = protocol.measure(
         model,
@@ -139,6 +131,7 @@ def main() -> None:
     arguments.add_argument("family")
     arguments.add_argument("--prepared", type=Path, default=Path("data/prepared"))
     arguments.add_argument("--classifier", type=Path, default=Path("artifacts/classifier"))
+    arguments.add_argument("--features", type=Path, default=Path("artifacts/features"))
     args = arguments.parse_args()
     with stage.running("evaluate", args.family):
         metrics = run(
@@ -146,10 +139,17 @@ def main() -> None:
             load_params(),
             args.prepared,
             args.classifier,
+            args.features,
             Path("artifacts/train", args.family),
             Path("artifacts/evaluate", args.family),
             Path("metrics", f"{args.family}.json"),
         )
+        for warning in table.warnings(metrics):
+            print(warning)
+        if not metrics.keys() & leaderboard.SCORES.keys():
+            reasons = metrics["not_applicable"]
+            print("; ".join(f"no {name}: {reasons.get(name)}" for name in leaderboard.SCORES))
+            return
         name = leaderboard.score(metrics)
         floor = metrics.get(f"{name}_floor")
         told = "" if floor is None else f" (floor {floor:.2f})"

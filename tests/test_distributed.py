@@ -12,7 +12,7 @@ import torch
 
 from models import FAMILIES, store
 from models.base import GenerativeModel
-from tasks import classifier, prepare
+from tasks import classifier, features, prepare
 from tasks.cluster import connected
 from tasks.data.config import DatasetConfig
 from tasks.evaluate import measure_folder
@@ -56,6 +56,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prepare.run(KINDS[number], root / f"data-{number}")
     fast = ClassifierConfig(epochs=2, max_steps=40)
     classifier.run(fast, root / f"data-{kind_of('vae')}", root / "classifier")
+    for number in sorted({kind_of(family) for family in FAMILIES}):
+        data, out = str(root / f"data-{number}"), str(root / f"features-{number}")
+        judge = str(root / "classifier")
+        features.compute_folder(EvaluationConfig(), data, judge, out, "", threads=1, gpu=False)
     for family in FAMILIES:
         prepared = root / f"data-{kind_of(family)}"
         specs.append(
@@ -120,15 +124,17 @@ def test_two_ray_workers_train_and_the_result_is_measured(
         ),
         str(trained / f"data-{kind_of(family)}"),
         str(trained / "classifier"),
+        str(trained / f"features-{kind_of(family)}"),
         str(tmp_path / "model"),
         str(tmp_path / "out"),
+        "",
         threads=torch.get_num_threads(),
         gpu=False,
-        started=0.0,
     )
     metrics, pictures = result["metrics"], {p.name for p in (tmp_path / "out").iterdir()}
     assert all(math.isfinite(v) for v in metrics.values() if isinstance(v, float))
-    assert "samples.png" in pictures
+    assert "nearest_train_ratio" in metrics
+    assert {"samples.png", "neighbours.png"} <= pictures
     conditions = model.conditions
     assert ("condition_accuracy" in metrics) == bool(conditions)
     assert ("conditions.png" in pictures) == bool(conditions)

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from models.base import Batch, Config, DataSpec, GenerativeModel, SourceSpec
 from tasks.data.shards import Split
-from tasks.evaluation import conditions, protocol, translation
+from tasks.evaluation import conditions, protocol, real, translation
 from tasks.evaluation.classifier import Classifier, fit
 from tasks.evaluation.decoder import AISConfig
 from tasks.evaluation.features import Extractor
 from tasks.evaluation.manifold import manifold_metrics
+from tasks.evaluation.measured import Measured
 from tasks.evaluation.pictures import by_class, triptychs
+from tasks.evaluation.quality import Yardstick
 from tasks.training.config import TrainConfig
 from tasks.training.validation import Validator
 from tasks.training.watch import Watch
@@ -124,17 +126,20 @@ def judge() -> Classifier:
 
 
 def extractor(judge: Classifier) -> Extractor:
-    return Extractor("classifier", "0" * 64, judge.features, torch.device("cpu"))
+    return Extractor("classifier", "0" * 64, judge.features, torch.device("cpu"), judge.head)
 
 
-def measure(model: Told, judge: Classifier, n: int = 200) -> protocol.Measured:
-    yardstick = protocol.Yardstick(
-        split_of(150, seed=2).x,
-        split_of(40, seed=4).x,
-        split_of(80, seed=3),
-        extractor(judge),
-        judge,
-    )
+def yardstick_of(train: Split, test: Split, judge: Classifier) -> Yardstick:
+    extract = extractor(judge)
+    validation = split_of(40, seed=4).x
+    splits = {"train": train.x, "validation": validation, "test": test.x}
+    return Yardstick(train, validation, test, extract, real.compute(extract, judge, splits), judge)
+
+
+def measure(
+    model: Told, judge: Classifier, n: int = 200, yardstick: Yardstick | None = None
+) -> Measured:
+    yardstick = yardstick or yardstick_of(split_of(150, seed=2), split_of(80, seed=3), judge)
     return protocol.measure(
         model,
         model,

@@ -26,6 +26,7 @@ def metrics_of(family: str, distance: float, weights: str, **changes: Any) -> di
         "frechet_distance_floor": 1.5,
         "kid": 0.2,
         "kid_std": 0.01,
+        "kid_std_error": 0.02,
         "kid_floor": 0.02,
         "class_share_min": 0.08,
         "frechet_distance_untrained": 90.0,
@@ -121,6 +122,42 @@ def test_missing_metrics_name_the_stage(project: Path) -> None:
     (project / "metrics" / "vae.json").unlink()
     row = next(r for r in rows_of(project) if r["family"] == "vae")
     assert row["reason"] == "evaluate: no metrics"
+
+
+def written(project: Path, family: str, **changes: Any) -> None:
+    """Changes to a family's metrics file; None takes a metric out."""
+    file = project / "metrics" / f"{family}.json"
+    found = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
+
+
+WHY = {"frechet_distance": "50 samples are too few for the covariance of 64 features"}
+
+
+def test_a_family_without_the_score_of_the_others_has_failed(project: Path) -> None:
+    """Its bits/dim would otherwise be ranked among Fréchet distances."""
+    written(project, "vae", frechet_distance=None, not_applicable=WHY)
+    rows = rows_of(project)
+    assert [(r["family"], r["status"]) for r in rows[:2]] == [
+        ("dcgan", "ok"),
+        ("realnvp", "failed"),
+    ]
+    assert rows[2]["reason"] == f"evaluate: no frechet_distance: {WHY['frechet_distance']}"
+    assert WHY["frechet_distance"] in render(project)
+
+
+def test_where_no_family_has_a_frechet_distance_the_kernel_distance_ranks(project: Path) -> None:
+    gone = {"frechet_distance": None, "frechet_distance_std": None, "frechet_distance_floor": None}
+    written(project, "vae", **gone, kid=0.1, not_applicable=WHY)
+    written(project, "dcgan", **gone, kid=0.3, not_applicable=WHY)
+    rows = rows_of(project)
+    assert [r["family"] for r in rows] == ["vae", "dcgan", "realnvp"]
+    assert leaderboard.score(rows[0]) == "kid"
+    assert "KID" in render(project)
+    for family in ("vae", "dcgan"):  # nothing at all to rank by: still a page
+        written(project, family, kid=None, bits_per_dim=None, coverage=None, manifold_samples=None)
+    assert {r["status"] for r in rows_of(project)} == {"failed"}
+    assert render(project).count("failed: evaluate: no frechet_distance") == 2
 
 
 def render(project: Path) -> str:
@@ -227,3 +264,41 @@ def test_mode_collapse_is_called_by_its_name() -> None:
     (warning,) = table.warnings(metrics_of("dcgan", 4.0, "w", coverage=0.48))
     assert "Mode collapse" in warning
     assert "48%" in warning
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train_duplicate_share": 0.3, "train_duplicate_share_floor": 0.05}, "Memorised: 30% of"),
+        ({"train_duplicate_share": 0.3, "train_duplicate_share_floor": 0.25}, None),
+        ({"nearest_train_ratio": 0.3}, "Memorised: its samples lie 0.30 times as far"),
+        ({"nearest_train_ratio": 0.4}, None),
+        ({"nearest_train_ratio": 0.1, "distinct_samples": 1}, "Every sample is the same image."),
+    ],
+)
+def test_memorised_is_a_word_on_the_page(changes: dict[str, Any], words: str | None) -> None:
+    found = table.warnings(metrics_of("dcgan", 4.0, "w", **changes))
+    assert [words] == [text[: len(words)] for text in found] if words else found == []
+
+
+def test_the_new_columns_have_their_floors_and_notes() -> None:
+    row = metrics_of(
+        "dcgan",
+        4.0,
+        "w",
+        frechet_distance_train=3.5,
+        frechet_distance_train_floor=1.25,
+        inception_score=8.125,
+        inception_score_floor=9.5,
+        class_frechet_distance_max=7.75,
+        class_frechet_distance_max_of="eight",
+        nearest_train_ratio=0.91,
+        train_duplicates=1,
+    )
+    found = table.table([row])
+    shown = dict(zip(found.titles, zip(found.cells[0], found.floors, strict=True), strict=True))
+    assert shown["to training ↓"] == (("3.50", ""), "1.25")
+    assert shown["inception score ↑"] == (("8.12", ""), "9.50")
+    assert shown["worst class ↓"] == (("7.75", "eight"), "")
+    assert shown["nearest training image"] == (("0.91", "1 copy"), "")
+    assert shown["KID ↓"] == (("0.200", "± 0.020"), "0.020")

@@ -48,9 +48,7 @@ def moments(features: NDArray[np.floating], weights: NDArray[np.int64] | None = 
     return Moments(mean, (centred * count[:, None]).T @ centred / (rows - 1), rows)
 
 
-def frechet_distance(
-    a: NDArray[np.floating] | Moments, b: NDArray[np.floating] | Moments
-) -> float:
+def frechet_distance(a: NDArray[np.floating] | Moments, b: NDArray[np.floating] | Moments) -> float:
     """Squared Fréchet distance of the Gaussians fitted to two feature sets, or to their moments.
 
     |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), Heusel et al. 2017, eq. 6; unbiased

@@ -1,8 +1,8 @@
 """How the supports of two feature sets overlap, from the distances between all their rows.
 
 Distances come from one matrix product for each block of rows, in float64, and are compared
-squared. What a matrix product leaves between equal rows is not exactly 0; so a radius under a
-millionth of its row's own size counts as 0, which is where float32 features end anyway.
+squared. Copies make ties, which a matrix product's rounding would break either way: a ball holds
+what lies clearly inside of it, by more than that rounding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 BLOCK = 16_000_000  # numbers of a distance matrix that are held at a time: 128 MB
 K_MANIFOLD, K_COVERAGE = 3, 5  # nearest neighbours, as both papers recommend
-ZERO = 1e-12  # a squared distance under this share of the row's squared norm is 0
+ROUNDING = 1e-12  # of a squared distance, as a share of the squared norms behind it
 GROUP = 16  # columns of which the nearest is found first
 
 
@@ -73,24 +73,24 @@ def nearest(
     squared, places = [], []
     for _, norms, block in _distances(_checked(x), _checked(others)):
         least = block.min(1)
-        squared.append(_rounded(least.values, norms))
+        squared.append(_surely(least.values, norms))
         places.append(least.indices)
     return torch.cat(squared).sqrt().numpy(), torch.cat(places).numpy()
 
 
 def _radii(x: Tensor, *ks: int) -> Tensor:
-    """Squared distance of each row to its k-th nearest other row, `[K, N]`."""
+    """Squared distance of each row to its k-th nearest other row, less rounding, `[K, N]`."""
     # the nearest is itself
     found = [
-        _rounded(_smallest(block, max(ks) + 1), norms[:, None])
+        _surely(_smallest(block, max(ks) + 1), norms[:, None])
         for _, norms, block in _distances(x, x)
     ]
     return torch.cat(found).T[list(ks)]
 
 
-def _rounded(squared: Tensor, norms: Tensor) -> Tensor:
-    """Squared distances with those that are nothing but rounding set to 0."""
-    return torch.where(squared > ZERO * norms, squared, 0.0)
+def _surely(squared: Tensor, norms: Tensor) -> Tensor:
+    """Squared distances from rows of those squared norms less what may be rounding, at least 0."""
+    return (squared - ROUNDING * (norms + squared)).clamp(min=0)
 
 
 def _smallest(block: Tensor, k: int) -> Tensor:

@@ -18,16 +18,32 @@ COLUMNS = [
     "frechet_distance",
     "frechet_distance_std",
     "frechet_distance_floor",
+    "frechet_distance_train",
+    "frechet_distance_train_floor",
     "kid",
     "kid_std",
+    "kid_std_error",
     "kid_floor",
     "precision",
+    "precision_floor",
     "recall",
     "recall_floor",
     "density",
+    "density_floor",
     "coverage",
     "coverage_floor",
+    "inception_score",
+    "inception_score_std",
+    "inception_score_floor",
     "class_share_min",
+    "class_share_min_floor",
+    "class_frechet_distance_max",
+    "class_frechet_distance_max_of",
+    "nearest_train_ratio",
+    "train_duplicates",
+    "train_duplicate_share",
+    "train_duplicate_share_floor",
+    "distinct_samples",
     "condition_accuracy",
     "condition_accuracy_floor",
     "frechet_distance_within_class",
@@ -66,7 +82,7 @@ COLUMNS = [
 
 
 # What ranks the families, and the champion in the registry: the first of these that was measured.
-SCORES = {"frechet_distance": "Fréchet distance", "bits_per_dim": "bits/dim"}
+SCORES = {"frechet_distance": "Fréchet distance", "kid": "KID", "bits_per_dim": "bits/dim"}
 
 
 def score(metrics: dict[str, Any]) -> str:
@@ -98,7 +114,7 @@ def load_family(family: str, metrics: Path, trained: Path) -> dict[str, Any]:
 
 def load_families(families: tuple[str, ...], metrics: Path, trained: Path) -> list[dict[str, Any]]:
     """All families, the best score first, the failed ones last; each with its `rank`."""
-    rows = [load_family(family, metrics, trained) for family in families]
+    rows = comparable([load_family(family, metrics, trained) for family in families])
     rows.sort(
         key=lambda r: (
             r["status"] != "ok",
@@ -109,6 +125,21 @@ def load_families(families: tuple[str, ...], metrics: Path, trained: Path) -> li
     for number, row in enumerate(rows, 1):
         row["rank"] = number if row["status"] == "ok" else None
     return rows
+
+
+def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, of which those without the score that ranks the others have failed.
+
+    It is the first of `SCORES` that any of them has: one number ranks them all.
+    """
+    name = next((n for n in SCORES if any(n in row for row in rows if row["status"] == "ok")), None)
+    return [row if row["status"] != "ok" or name in row else _unranked(row, name) for row in rows]
+
+
+def _unranked(row: dict[str, Any], name: str | None) -> dict[str, Any]:
+    missing = name or next(iter(SCORES))
+    reason = f"evaluate: no {missing}: {row['not_applicable'].get(missing, 'not measured')}"
+    return {**row, "status": "failed", "reason": reason}
 
 
 def to_table(rows: list[dict[str, Any]]) -> pd.DataFrame:

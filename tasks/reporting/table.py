@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
+COPIED = 0.1  # share of samples that are copies, beyond that of test images: memorised
+NEAR = 1 / 3  # distance to the training images, of that of test images: memorised
 
 
 class Cell(NamedTuple):
@@ -78,6 +80,10 @@ def _binary_nats(row: Row) -> Cell | None:
     return Cell(f"{row['nats']:.2f}", f"± {row['nats_std_error']:.2f}")
 
 
+def _copies(count: float) -> str:
+    return f"{count:,.0f} {'copy' if count == 1 else 'copies'}"
+
+
 def _gap(row: Row) -> str:
     per_dim = row["ais_nats"] / row["ais_bits_per_dim"]
     return f"ais ± {row['ais_gap_nats'] / per_dim:.3f}"
@@ -90,13 +96,35 @@ COLUMNS = [
         _floor("frechet_distance_floor", ".2f"),
     ),
     Column(
+        "to training ↓",
+        _number("frechet_distance_train", ".2f"),
+        _floor("frechet_distance_train_floor", ".2f"),
+    ),
+    Column(
         "KID ↓",
-        _number("kid", ".3f", lambda r: f"± {r['kid_std']:.3f}"),
+        _number("kid", ".3f", lambda r: f"± {r['kid_std_error']:.3f}"),
         _floor("kid_floor", ".3f"),
     ),
     Column("coverage ↑", _number("coverage", ".0%"), _floor("coverage_floor", ".0%")),
     Column("recall ↑", _number("recall", ".0%"), _floor("recall_floor", ".0%")),
-    Column("rarest class", _number("class_share_min", ".1%")),
+    Column(
+        "inception score ↑",
+        _number("inception_score", ".2f"),
+        _floor("inception_score_floor", ".2f"),
+    ),
+    Column(
+        "rarest class",
+        _number("class_share_min", ".1%"),
+        _floor("class_share_min_floor", ".1%"),
+    ),
+    Column(
+        "worst class ↓",
+        _number("class_frechet_distance_max", ".2f", lambda r: r["class_frechet_distance_max_of"]),
+    ),
+    Column(
+        "nearest training image",
+        _number("nearest_train_ratio", ".2f", lambda r: _copies(r["train_duplicates"])),
+    ),
     Column(
         "as asked ↑",
         _number("condition_accuracy", ".1%"),
@@ -140,5 +168,19 @@ def warnings(row: Row) -> list[str]:
         found.append(
             f"Mode collapse: its samples cover {row['coverage']:.0%} of the test images, where as "
             f"many training images cover {row['coverage_floor']:.0%}."
+        )
+    if row.get("distinct_samples") == 1:
+        found.append("Every sample is the same image.")
+    copied = row.get("train_duplicate_share", 0.0)
+    usual = row.get("train_duplicate_share_floor", 0.0)
+    if copied - usual > COPIED:
+        found.append(
+            f"Memorised: {copied:.0%} of its samples equal a training image in every pixel; of the "
+            f"test images {usual:.0%} do."
+        )
+    elif row.get("nearest_train_ratio", 1.0) < NEAR and row.get("distinct_samples") != 1:
+        found.append(
+            f"Memorised: its samples lie {row['nearest_train_ratio']:.2f} times as far from the "
+            "training images as test images do."
         )
     return found
