@@ -46,5 +46,5 @@ ui: install  ## MLflow UI and Prefect UI on localhost
 
 .PHONY: clean
 clean:  ## Remove what runs have made (data, models, reports, runs); keeps .venv
-	rm -rf .genarena data/prepared artifacts/classifier artifacts/registry.json artifacts/train/*/ artifacts/evaluate/*/ \
+	rm -rf .genarena data/prepared artifacts/classifier artifacts/features artifacts/registry.json artifacts/train/*/ artifacts/evaluate/*/ \
 	  metrics/*.json reports/leaderboard.* mlflow.db mlruns dvc.lock .dvc/cache .dvc/tmp samples

@@ -1,5 +1,7 @@
-"""The main job: prepare -> classifier -> (train -> evaluate) x families x seeds -> report
--> register."""
+"""The main job.
+
+prepare -> classifier -> features -> (train -> evaluate) x families x seeds -> report -> register
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,7 @@ def _run(params: Params, address: str) -> State[Any]:
 
 def _stages(params: Params, environment: dict[str, str]) -> State[Any]:
     slots = threading.Semaphore(families_at_once(params.cluster))
-    for stage in ("prepare", "classifier"):
+    for stage in ("prepare", "classifier", "features"):
         if (state := run_stage(stage, environment, return_state=True)).is_failed():
             return as_own(state)
     asked = runs(params.families, params.seeds)

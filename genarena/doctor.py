@@ -72,7 +72,12 @@ def _disk() -> Finding:
 
 
 def _inception() -> Finding:
-    return True, "inception-v3 features: give evaluation.inception_weights (optional)"
+    from tasks.evaluation.extractors import inception_cache
+
+    if inception_cache().is_file():
+        return True, f"inception-v3 features: {inception_cache()}"
+    how = "evaluation.inception_weights, or python -m tasks.features --download-inception"
+    return True, f"inception-v3 features: {how} (optional)"
 
 
 def _mlflow_server() -> Finding:

@@ -231,8 +231,38 @@ def to_signed(x: Tensor, levels: int) -> Tensor:
 
 def from_signed(y: Tensor, levels: int) -> Tensor:
     """Floats in [-1, 1] to the nearest level, as uint8; what lies outside is clamped."""
+    _note_nans(y)
     scaled = (y.float() + 1.0) * ((levels - 1) / 2.0)
     return scaled.round().clamp(0, levels - 1).to(torch.uint8)
+
+
+def from_unit(y: Tensor, levels: int) -> Tensor:
+    """Reals in [0, 1) to the level in whose cell they lie, as uint8, which undoes `dequantise`;
+    what lies outside is clamped."""
+    _note_nans(y)
+    return (y * levels).floor().clamp(0, levels - 1).to(torch.uint8)
+
+
+_nans: ContextVar[list[int] | None] = ContextVar("nans", default=None)
+
+
+@contextmanager
+def counting_nans() -> Iterator[list[int]]:
+    """Inside, `from_signed` and `from_unit` note how many of the examples that they are given hold
+    a value that is not a number: as a level, nothing would tell it from the others. Yields the list
+    of the counts, one for each call."""
+    counts: list[int] = []
+    token = _nans.set(counts)
+    try:
+        yield counts
+    finally:
+        _nans.reset(token)
+
+
+def _note_nans(y: Tensor) -> None:
+    counts = _nans.get()
+    if counts is not None:
+        counts.append(int(y.isnan().flatten(1).any(1).sum()))
 
 
 def dequantise(x: Tensor, levels: int) -> tuple[Tensor, float]:

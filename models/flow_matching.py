@@ -47,6 +47,7 @@ from models.base import (
     OptimizerConfig,
     Positive,
     dequantise,
+    from_unit,
     rand,
     randn,
     shard,
@@ -224,8 +225,7 @@ class FlowMatching(GenerativeModel):
         return self._levels(self.flow(x, (0.0, 1.0), steps=steps, solver=solver))
 
     def _levels(self, y: Tensor) -> Tensor:
-        levels = self.data.levels
-        return ((y.float() + 1) * (levels / 2)).floor().clamp(0, levels - 1).to(torch.uint8)
+        return from_unit((y.float() + 1) / 2, self.data.levels)
 
 
 class _Perceptron(nn.Module):

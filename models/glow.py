@@ -41,6 +41,7 @@ from models.base import (
     OptimizerConfig,
     Positive,
     dequantise,
+    from_unit,
     randn,
 )
 from models.nn import gather_batch
@@ -290,8 +291,7 @@ class Glow(GenerativeModel):
         return self._levels(self.inverse(z))
 
     def _levels(self, y: Tensor) -> Tensor:
-        top = self.data.levels - 1
-        return (y * self.data.levels).floor().clamp(0, top).to(torch.uint8)
+        return from_unit(y, self.data.levels)
 
 
 def _steps(channels: int, config: GlowConfig) -> nn.ModuleList:

@@ -37,6 +37,7 @@ from models.base import (
     Phase,
     Positive,
     dequantise,
+    from_unit,
     rand,
     randn,
 )
@@ -200,5 +201,4 @@ class GMM(GenerativeModel):
             else:
                 apart = noise[rows] / factor
             y[rows] = mean + apart
-        top = self.levels - 1
-        return (y * self.levels).floor().clamp(0, top).to(torch.uint8).view(n, *self.data.shape)
+        return from_unit(y, self.levels).view(n, *self.data.shape)

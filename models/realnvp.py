@@ -38,6 +38,7 @@ from models.base import (
     OptimizerConfig,
     Positive,
     dequantise,
+    from_unit,
     randn,
 )
 from models.nn import BatchNorm2d
@@ -202,8 +203,7 @@ class RealNVP(GenerativeModel):
         return self._levels(self.inverse(z))
 
     def _levels(self, y: Tensor) -> Tensor:
-        top = self.data.levels - 1
-        return (y * self.data.levels).floor().clamp(0, top).to(torch.uint8)
+        return from_unit(y, self.data.levels)
 
 
 def _checkerboard(c: int, h: int, w: int, parity: int) -> Tensor:

@@ -8,8 +8,9 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tasks.errors import BadInput
 from tasks.params import ClusterConfig
@@ -41,6 +42,25 @@ def connected(config: ClusterConfig) -> Iterator[str]:
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
+
+
+def on_worker(config: ClusterConfig, function: Callable[..., Any], *args: Any) -> Any:
+    """What `function(*args, threads, gpu)` returns on one Ray worker; `gpu`: whether it has one.
+
+    An error is raised as it was there, the worker's traceback behind it.
+    """
+    with connected(config):
+        import ray
+
+        families_at_once(config)
+        resources = worker_resources(config)
+        task = ray.remote(num_cpus=resources["CPU"], num_gpus=resources["GPU"])(function)
+        try:
+            return ray.get(task.remote(*args, config.cpus_per_worker, resources["GPU"] > 0))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, BadInput):
+                raise error.cause from None
+            raise error.cause from error
 
 
 def worker_resources(config: ClusterConfig) -> dict[str, float]:

@@ -12,11 +12,10 @@ from typing import Any
 
 from models import store
 from tasks import stage, tracking
-from tasks.cluster import connected, families_at_once, worker_resources
+from tasks.cluster import on_worker
 from tasks.data import shards
-from tasks.errors import BadInput
 from tasks.params import EvaluationConfig, Params, load_params
-from tasks.reporting import leaderboard
+from tasks.reporting import leaderboard, table
 from tasks.runs import Run
 
 COSTS = (
@@ -34,26 +33,15 @@ def run(
     params: Params,
     prepared: Path,
     classifier: Path,
+    features: Path,
     trained: Path,
     out: Path,
     metrics_file: Path,
 ) -> dict[str, Any]:
     """Measure the model in `trained`; pictures go to `out`, numbers to `metrics_file`."""
-    folders = [str(p.absolute()) for p in (prepared, classifier, trained, out)]
-    with connected(params.cluster):
-        import ray
-
-        families_at_once(params.cluster)
-        resources = worker_resources(params.cluster)
-        task = ray.remote(num_cpus=resources["CPU"], num_gpus=resources["GPU"])(measure_folder)
-        threads = params.cluster.cpus_per_worker
-        gpu = resources["GPU"] > 0
-        try:
-            result = ray.get(task.remote(params.evaluation, *folders, threads, gpu, time.time()))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, BadInput):
-                raise error.cause from None
-            raise
+    folders = [str(p.absolute()) for p in (prepared, classifier, features, trained, out)]
+    code = str(Path(params.evaluation.features_code).absolute())
+    result = on_worker(params.cluster, measure_folder, params.evaluation, *folders, code)
     facts = json.loads((trained / "train.json").read_text())
     costs = {name: facts[name] for name in COSTS}
     provenance = {
@@ -76,39 +64,43 @@ def measure_folder(
     config: EvaluationConfig,
     prepared: str,
     classifier: str,
+    features: str,
     trained: str,
     out: str,
+    code: str,
     threads: int,
     gpu: bool,
-    started: float,
 ) -> dict[str, Any]:
     """Runs on a Ray worker: load, measure, write the pictures, return the numbers."""
     import torch
 
     from tasks.evaluation import classifier as judges
-    from tasks.evaluation import features, pictures, protocol
+    from tasks.evaluation import extractors, pictures, protocol, real
 
+    started = time.time()
     torch.set_num_threads(threads)
     device = torch.device("cuda" if gpu else "cpu")
     model = store.load(Path(trained)).to(device)
     torch.manual_seed(config.seed)
     untrained = store.build(**store.recipe(Path(trained))).to(device).eval()
-    levels = model.data.levels
-    extractor = judge = None
+    manifest = shards.read_manifest(Path(prepared))
+    extractor = judge = stored = None
     if model.data.modality == "image":
         judge = judges.load(Path(classifier))
-        if config.features == "classifier":
-            extractor = features.classifier_features(Path(classifier), device)
-        else:
-            extractor = features.inception_features(config.inception_weights, levels, device)
+        extractor = extractors.build(
+            config.features, config.inception_weights, code, Path(classifier), model.data, device
+        )
+        judge_sha256 = store.file_sha256(Path(classifier) / judges.WEIGHTS)
+        stored = real.load(Path(features), extractor, manifest["content_sha256"], judge_sha256)
     train, validation, test = (shards.read_split(Path(prepared), s) for s in shards.SPLITS)
     yardstick = protocol.Yardstick(
-        train=train.x,
+        train=train,
         validation=validation.x,
         test=test,
         extractor=extractor,
+        real=stored,
         judge=judge,
-        entropy=shards.read_manifest(Path(prepared))["truth"].get("entropy_nats"),
+        entropy=manifest["truth"].get("entropy_nats"),
     )
     found = protocol.measure(
         model,
@@ -121,6 +113,7 @@ def measure_folder(
         anomaly_images=config.anomaly_images,
         ais=config.ais,
         reconstruction_images=config.reconstruction_images,
+        usefulness=config.usefulness,
         seed=config.seed,
         say=lambda text: print(f"{text}  ({time.time() - started:.0f} s)", flush=True),
     )
@@ -153,7 +146,9 @@ def _told(metrics: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    args = stage.run_parser("evaluate", __doc__).parse_args()
+    arguments = stage.run_parser("evaluate", __doc__)
+    arguments.add_argument("--features", type=Path, default=Path("artifacts/features"))
+    args = arguments.parse_args()
     which = Run(args.family, args.seed)
     with stage.running("evaluate", which):
         metrics = run(
@@ -161,10 +156,13 @@ def main() -> None:
             load_params(),
             args.prepared,
             args.classifier,
+            args.features,
             which.trained,
             which.evaluated,
             which.metrics,
         )
+        for warning in table.warnings(metrics):
+            print(warning)
         print(_told(metrics))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,9 +17,13 @@ from models.base import Config, Positive
 from tasks.data.config import DatasetConfig
 from tasks.errors import BadInput, nearest
 from tasks.evaluation.decoder import AISConfig
+from tasks.evaluation.usefulness import UsefulnessConfig
 from tasks.training.config import TrainSection
 
 PARAMS_FILE = Path("params.yaml")
+EXTRACTORS = ("classifier", "inception-v3", "pixels")
+OWN_EXTRACTOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+NO_CODE = "tasks/evaluation/registered.py"  # genarena's own: there is no code of the user's
 
 
 class ClusterConfig(Config):
@@ -60,21 +65,29 @@ class EvaluationConfig(Config):
     seed: int = Field(0, ge=0)
     samples: int = Field(10_000, ge=100)  # drawn from each model
     batch_size: Positive = 500
-    features: Literal["classifier", "inception-v3"] = "classifier"
-    inception_weights: str | None = None  # torch-fidelity's weights file, for inception-v3
+    features: str = "classifier"  # or inception-v3, pixels, or module:function of your own
+    features_code: str = NO_CODE  # the file of that module; by it DVC sees that it has changed
+    inception_weights: str | None = None  # torch-fidelity's weights file; null: its own cache
     likelihood_examples: int = Field(1_000, ge=2)  # of the test split
     likelihood_draws: LikelihoodDraws = LikelihoodDraws()
     anomaly_images: Positive = 256  # of the test split, and as many letters
     ais: AISConfig = AISConfig()
     reconstruction_images: Positive = 256  # of the test split
+    usefulness: UsefulnessConfig = UsefulnessConfig()
+
+    @field_validator("features")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in EXTRACTORS and not OWN_EXTRACTOR.fullmatch(value):
+            what = f"'{value}' is none of {', '.join(EXTRACTORS)} and no module:function"
+            raise ValueError(f"{what}{nearest(value, EXTRACTORS)}")
+        return value
 
     @model_validator(mode="after")
-    def _weights_given(self) -> EvaluationConfig:
-        if self.features == "inception-v3" and self.inception_weights is None:
-            raise ValueError(
-                "features: inception-v3 needs inception_weights, the path of torch-fidelity's "
-                "weights file (pt_inception-2015-12-05-6726825d.pth); or use classifier"
-            )
+    def _code_named(self) -> EvaluationConfig:
+        if self.features not in EXTRACTORS and self.features_code == NO_CODE:
+            file = self.features.partition(":")[0].replace(".", "/") + ".py"
+            raise ValueError(f"features: {self.features} needs features_code, its file ({file})")
         return self
 
     @field_validator("inception_weights")

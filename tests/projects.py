@@ -27,6 +27,7 @@ SMALL = {
     "evaluation.anomaly_images": 16,
     "evaluation.ais": {"images": 4, "chains": 1, "steps": 4, "leapfrog": 2},
     "evaluation.reconstruction_images": 8,
+    "evaluation.usefulness": {"samples": 50, "steps": 3, "batch_size": 16, "per_class": 2},
     "models.dcgan.inversion_steps": 5,
 }
 

@@ -12,11 +12,12 @@ import torch
 
 from models import FAMILIES, store
 from models.base import GenerativeModel
-from tasks import classifier, prepare
+from tasks import classifier, features, prepare
 from tasks.cluster import connected
 from tasks.data.config import DatasetConfig
 from tasks.evaluate import measure_folder
 from tasks.evaluation.decoder import AISConfig
+from tasks.evaluation.usefulness import UsefulnessConfig
 from tasks.params import ClassifierConfig, ClusterConfig, EvaluationConfig, LikelihoodDraws
 from tasks.training.checkpoint import load_best
 from tasks.training.config import Budget, TrainConfig
@@ -56,6 +57,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prepare.run(KINDS[number], root / f"data-{number}")
     fast = ClassifierConfig(epochs=2, max_steps=40)
     classifier.run(fast, root / f"data-{kind_of('vae')}", root / "classifier")
+    for number in sorted({kind_of(family) for family in FAMILIES}):
+        data, out = str(root / f"data-{number}"), str(root / f"features-{number}")
+        judge = str(root / "classifier")
+        features.compute_folder(EvaluationConfig(), data, judge, out, "", threads=1, gpu=False)
     for family in FAMILIES:
         prepared = root / f"data-{kind_of(family)}"
         specs.append(
@@ -117,18 +122,21 @@ def test_two_ray_workers_train_and_the_result_is_measured(
             anomaly_images=4,
             ais=AISConfig(images=2, chains=1, steps=2, leapfrog=2),
             reconstruction_images=4,
+            usefulness=UsefulnessConfig(samples=20, steps=2, per_class=2),
         ),
         str(trained / f"data-{kind_of(family)}"),
         str(trained / "classifier"),
+        str(trained / f"features-{kind_of(family)}"),
         str(tmp_path / "model"),
         str(tmp_path / "out"),
+        "",
         threads=torch.get_num_threads(),
         gpu=False,
-        started=0.0,
     )
     metrics, pictures = result["metrics"], {p.name for p in (tmp_path / "out").iterdir()}
     assert all(math.isfinite(v) for v in metrics.values() if isinstance(v, float))
-    assert "samples.png" in pictures
+    assert "nearest_train_ratio" in metrics
+    assert {"samples.png", "neighbours.png"} <= pictures
     conditions = model.conditions
     assert ("condition_accuracy" in metrics) == bool(conditions)
     assert ("conditions.png" in pictures) == bool(conditions)

@@ -10,10 +10,16 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio as torchmetrics_psnr,
+)
+from torchmetrics.functional.image import (
+    structural_similarity_index_measure as torchmetrics_ssim,
+)
 
 from models.base import DataSpec
-from tasks.errors import BadInput
 from tasks.evaluation import classifier, features, fidelity, reconstruction
 
 
@@ -41,9 +47,79 @@ def test_kid_equals_torch_fidelity() -> None:
     expected = kid_features_to_metric(
         torch.from_numpy(a), torch.from_numpy(b), kid_subsets=50, kid_subset_size=300, verbose=False
     )
-    mean, spread = fidelity.kid(a, b, subsets=50, subset_size=300)
-    assert mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
-    assert spread == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-6)
+    found = fidelity.kid(a, b, subsets=50, subset_size=300)
+    assert found.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
+    assert found.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-6)
+
+
+@pytest.mark.parametrize("dimensions", [4, 30])
+def test_the_kernel_distances_error_is_the_jackknife(
+    dimensions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recomputed without each row in turn; few features take another way than many."""
+    monkeypatch.setattr(fidelity, "BLOCK", 100)  # several blocks, the last one smaller
+    random = np.random.default_rng(0)
+    a = random.normal(size=(41, dimensions))
+    b = random.normal(size=(33, dimensions)) + 0.3
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x @ y.T / dimensions + 1) ** 3
+
+    def mmd(x: np.ndarray, y: np.ndarray) -> float:
+        own = [
+            (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (kernel(x, x), kernel(y, y))
+        ]
+        return sum(own) - 2 * kernel(x, y).mean()
+
+    def spread(values: list[float]) -> float:
+        return (len(values) - 1) / len(values) * np.square(values - np.mean(values)).sum()
+
+    without_a = [mmd(np.delete(a, i, 0), b) for i in range(len(a))]
+    without_b = [mmd(a, np.delete(b, i, 0)) for i in range(len(b))]
+    expected = math.sqrt(spread(without_a) + spread(without_b))
+    assert fidelity.mmd_std_error(a, b) == pytest.approx(expected, rel=1e-9)
+    found = fidelity.kid(a, b, subsets=7, subset_size=20)
+    assert found.std_error == pytest.approx(math.sqrt(expected**2 + found.std**2 / 7), rel=1e-9)
+
+
+def test_the_kernel_distances_error_is_that_of_new_sets() -> None:
+    """It is the deviation over independent sets, which that over subsets is not."""
+    random = np.random.default_rng(0)
+    found = [
+        fidelity.kid(random.normal(size=(100, 6)), random.normal(size=(100, 6)) + 0.3, subsets=20)
+        for _ in range(80)
+    ]
+    true = np.std([value.mean for value in found], ddof=1)
+    assert np.mean([value.std_error for value in found]) == pytest.approx(true, rel=0.3)
+
+
+@pytest.mark.parametrize("rows", [500, 503])
+def test_inception_score_equals_torch_fidelity(rows: int) -> None:
+    logits = 3 * np.random.default_rng(0).normal(size=(rows, 7)).astype(np.float32)
+    expected = isc_features_to_metric(torch.from_numpy(logits), splits=10, rng_seed=2020)
+    score, std = fidelity.inception_score(logits)
+    assert score == pytest.approx(expected["inception_score_mean"], rel=1e-9)
+    assert std == pytest.approx(expected["inception_score_std"], rel=1e-9)
+    assert 1.2 < score < 6
+
+
+def test_inception_score_is_one_for_one_image_and_the_classes_for_sure_ones() -> None:
+    assert fidelity.inception_score(np.ones((50, 4)))[0] == pytest.approx(1.0)
+    sure = 100.0 * np.eye(4)[np.arange(4000) % 4]
+    assert fidelity.inception_score(sure)[0] == pytest.approx(4.0, rel=0.01)
+    never = np.column_stack([sure, np.full(4000, -1e9)])  # a class of probability 0: no NaN
+    assert fidelity.inception_score(never)[0] == pytest.approx(4.0, rel=0.01)
+    with pytest.raises(ValueError, match="too few for 10 splits"):
+        fidelity.inception_score(sure[:9])
+
+
+def test_two_halves_of_one_set_are_closer_than_another_set() -> None:
+    a, b = feature_sets(600, 8)
+    halves = fidelity.frechet_distance(a[::2], a[1::2])
+    assert 0 < halves < 0.05 * fidelity.frechet_distance(a, b)
+    same, other = fidelity.kid(a[::2], a[1::2]), fidelity.kid(a, b)
+    assert abs(same.mean) < 4 * same.std_error  # unbiased: about 0, on either side
+    assert other.mean > 10 * other.std_error
 
 
 def test_frechet_distance_of_known_gaussians() -> None:
@@ -77,7 +153,7 @@ def test_frechet_distance_identical_symmetric_and_singular() -> None:
 def test_features_that_are_not_finite_are_refused(value: float) -> None:
     a, b = feature_sets(50)
     a[3, 2] = value
-    for metric in (fidelity.frechet_distance, fidelity.kid):
+    for metric in (fidelity.frechet_distance, fidelity.kid, fidelity.mmd_std_error):
         with pytest.raises(ValueError, match="not finite"):
             metric(a, b)
     with pytest.raises(ValueError, match="at least 2"):
@@ -94,11 +170,12 @@ def images(n: int, size: int, levels: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, levels, (n, 3, size, size), np.uint8)
 
 
-def test_psnr_equals_scikit_image() -> None:
+def test_psnr_equals_scikit_image_and_torchmetrics() -> None:
     a, b = images(6, 16, 256, 0), images(6, 16, 256, 1)
-    assert reconstruction.psnr(a, b, 256) == pytest.approx(
-        peak_signal_noise_ratio(a, b, data_range=255)
-    )
+    found = reconstruction.psnr(a, b, 256)
+    assert found == pytest.approx(peak_signal_noise_ratio(a, b, data_range=255))
+    x, y = torch.from_numpy(a).double(), torch.from_numpy(b).double()
+    assert found == pytest.approx(float(torchmetrics_psnr(x, y, data_range=255.0)), rel=1e-6)
     assert reconstruction.psnr(a, a, 256) == math.inf
     one_off = a.copy()
     one_off[0, 0, 0, 0] ^= 1
@@ -124,6 +201,19 @@ def test_ssim_is_the_papers_formula() -> None:
     found = reconstruction.ssim(a.astype(np.uint8), b.astype(np.uint8), 256)
     assert found == pytest.approx(np.mean(expected), rel=1e-9)
     assert reconstruction.ssim(a.astype(np.uint8), a.astype(np.uint8), 256) == pytest.approx(1.0)
+
+
+def test_ssim_equals_torchmetrics() -> None:
+    """Of related images. torchmetrics also averages over the border, where its window is filled up
+    with a mirror image; the paper's window lies inside, and so does ours."""
+    a = images(4, 24, 17, 2)
+    noise = np.random.default_rng(3).integers(0, 5, a.shape, np.uint8)
+    b = np.minimum(a + noise, 16).astype(np.uint8)
+    x, y = torch.from_numpy(a).double(), torch.from_numpy(b).double()
+    _, each = torchmetrics_ssim(x, y, data_range=16.0, sigma=1.5, return_full_image=True)
+    expected = float(each[..., 5:-5, 5:-5].mean())
+    assert 0.3 < expected < 0.999
+    assert reconstruction.ssim(a, b, 17) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +248,7 @@ def test_classifier_learns_saves_and_counts_shares(
 ) -> None:
     x, label = shades(100)
     assert classifier.accuracy(judge, x, label) == 1.0
-    shares = classifier.class_shares(judge, x[label == 1].numpy())
+    shares = classifier.shares(classifier.predict(judge, x[label == 1].numpy()), 2)
     assert shares.tolist() == [0.0, 1.0]
     classifier.save(tmp_path, judge, {"width": 4, "features": 8})
     extract = features.classifier_features(tmp_path, torch.device("cpu"))
@@ -178,58 +268,3 @@ def test_without_classes_rotations_are_learnt_and_named() -> None:
     )
     assert model.task == "rotations"
     assert classifier.accuracy(model, x, None) > 0.95
-
-
-def test_inception_needs_its_weights_and_equals_torch_fidelity(tmp_path: Path) -> None:
-    """On one random weights file, since the real one is not to be had everywhere."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    from torch_fidelity.utils import create_feature_extractor
-
-    cpu = torch.device("cpu")
-    with pytest.raises(BadInput, match="inception_weights"):
-        features.inception_features(None, 256, cpu)
-    broken = tmp_path / "broken.pth"
-    torch.save({"nothing": torch.zeros(1)}, broken)
-    with pytest.raises(BadInput, match="does not fit"):
-        features.inception_features(str(broken), 256, cpu)
-
-    weights = tmp_path / "random.pth"
-    _random_inception(FeatureExtractorInceptionV3, weights)
-    ours = features.inception_features(str(weights), 17, cpu)
-    levels = torch.randint(0, 17, (3, 1, 8, 8), dtype=torch.uint8)
-    reference = create_feature_extractor(
-        "inception-v3-compat", ["2048"], cuda=False, feature_extractor_weights_path=str(weights)
-    )
-    rgb = (levels.float() * 255 / 16).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    with torch.no_grad():
-        expected = reference(rgb)[0].numpy()
-    assert np.abs(expected).max() > 1e-3
-    np.testing.assert_allclose(ours(levels), expected, rtol=1e-4, atol=1e-6)
-    assert ours.name == "inception-v3"
-    assert len(ours.sha256) == 64
-
-
-def _random_inception(kind: type, path: Path) -> None:
-    """A weights file of the right keys and shapes: take the state dict of the bare module."""
-    captured: dict[str, torch.Tensor] = {}
-    original = torch.nn.Module.load_state_dict
-
-    class Stop(Exception):
-        pass
-
-    def capture(self: torch.nn.Module, *_: object, **__: object) -> None:
-        torch.manual_seed(0)
-        captured.update(self.state_dict())
-        for tensor in captured.values():
-            if tensor.ndim == 4:  # so that the activations neither vanish nor explode
-                torch.nn.init.kaiming_normal_(tensor)
-        raise Stop
-
-    torch.save({}, path)
-    torch.nn.Module.load_state_dict = capture  # type: ignore[assignment]
-    try:
-        with pytest.raises(Stop):
-            kind("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
-    finally:
-        torch.nn.Module.load_state_dict = original  # type: ignore[method-assign]
-    torch.save(captured, path)

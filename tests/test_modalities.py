@@ -18,6 +18,7 @@ from models.base import PLURALS, Batch, DataSpec, GenerativeModel
 from tasks.data.shards import Split
 from tasks.evaluation import pictures, protocol
 from tasks.evaluation.decoder import AISConfig
+from tasks.evaluation.usefulness import UsefulnessConfig
 from tasks.register import _log_model
 from tasks.training.config import Budget, TrainConfig
 from tasks.training.data import TrainData
@@ -125,6 +126,7 @@ def test_the_protocol_measures_it(case: tuple[str, str], tmp_path: Path) -> None
         anomaly_images=4,
         ais=AISConfig(images=0),
         reconstruction_images=4,
+        usefulness=UsefulnessConfig(samples=0),
         seed=0,
         say=lambda text: None,
     )

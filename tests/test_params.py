@@ -74,6 +74,11 @@ WRONG = [
         {"evaluation.inception_weights": "/nowhere/w.pth"},
         "evaluation.inception_weights: no file at",
     ),
+    ({"evaluation.features": "inception"}, "no module:function; did you mean 'inception-v3'?"),
+    (
+        {"evaluation.features": "mine.nets:f"},
+        "features: mine.nets:f needs features_code, its file (mine/nets.py)",
+    ),
 ]
 
 

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from models.base import Batch, Config, DataSpec, GenerativeModel, SourceSpec
 from tasks.data.shards import Split
-from tasks.evaluation import conditions, protocol, translation
+from tasks.evaluation import conditions, protocol, real, translation
 from tasks.evaluation.classifier import Classifier, fit
 from tasks.evaluation.decoder import AISConfig
 from tasks.evaluation.features import Extractor
 from tasks.evaluation.manifold import manifold_metrics
+from tasks.evaluation.measured import Measured
 from tasks.evaluation.pictures import by_class, triptychs
+from tasks.evaluation.quality import Yardstick
+from tasks.evaluation.usefulness import UsefulnessConfig
 from tasks.training.config import TrainConfig
 from tasks.training.validation import Validator
 from tasks.training.watch import Watch
@@ -50,7 +53,7 @@ def brute_force(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
 
 
 def test_manifold_metrics_are_the_published_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.evaluation.manifold.CHUNK", 7)
+    monkeypatch.setattr("tasks.evaluation.manifold.BLOCK", 7 * 40)
     random = np.random.default_rng(0)
     real = random.normal(size=(40, 3)).astype(np.float32)
     fake = (0.8 * random.normal(size=(33, 3)) + 0.5).astype(np.float32)
@@ -124,17 +127,20 @@ def judge() -> Classifier:
 
 
 def extractor(judge: Classifier) -> Extractor:
-    return Extractor("classifier", "0" * 64, judge.features, torch.device("cpu"))
+    return Extractor("classifier", "0" * 64, judge.features, torch.device("cpu"), judge.head)
 
 
-def measure(model: Told, judge: Classifier, n: int = 200) -> protocol.Measured:
-    yardstick = protocol.Yardstick(
-        split_of(150, seed=2).x,
-        split_of(40, seed=4).x,
-        split_of(80, seed=3),
-        extractor(judge),
-        judge,
-    )
+def yardstick_of(train: Split, test: Split, judge: Classifier) -> Yardstick:
+    extract = extractor(judge)
+    validation = split_of(40, seed=4).x
+    splits = {"train": train.x, "validation": validation, "test": test.x}
+    return Yardstick(train, validation, test, extract, real.compute(extract, judge, splits), judge)
+
+
+def measure(
+    model: Told, judge: Classifier, n: int = 200, yardstick: Yardstick | None = None
+) -> Measured:
+    yardstick = yardstick or yardstick_of(split_of(150, seed=2), split_of(80, seed=3), judge)
     return protocol.measure(
         model,
         model,
@@ -146,6 +152,7 @@ def measure(model: Told, judge: Classifier, n: int = 200) -> protocol.Measured:
         anomaly_images=8,
         ais=AISConfig(images=0),
         reconstruction_images=8,
+        usefulness=UsefulnessConfig(samples=0),
         seed=0,
         say=lambda text: None,
     )

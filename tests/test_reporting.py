@@ -31,6 +31,7 @@ def metrics_of(family: str, distance: float, weights: str, **changes: Any) -> di
         "frechet_distance_floor": 1.5,
         "kid": 0.2,
         "kid_std": 0.01,
+        "kid_std_error": 0.02,
         "kid_floor": 0.02,
         "class_share_min": 0.08,
         "frechet_distance_untrained": 90.0,
@@ -127,6 +128,30 @@ def test_missing_metrics_name_the_stage(project: Path) -> None:
     assert row["reason"] == "evaluate: no metrics"
 
 
+def written(project: Path, family: str, **changes: Any) -> None:
+    """Changes to a family's metrics file; None takes a metric out."""
+    file = project / Run(family, 0).metrics
+    found = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
+
+
+WHY = {"frechet_distance": "50 samples are too few for the covariance of 64 features"}
+
+
+def test_where_no_family_has_a_frechet_distance_the_kernel_distance_ranks(project: Path) -> None:
+    gone = {"frechet_distance": None, "frechet_distance_std": None, "frechet_distance_floor": None}
+    written(project, "vae", **gone, kid=0.1, not_applicable=WHY)
+    written(project, "dcgan", **gone, kid=0.3, not_applicable=WHY)
+    rows = rows_of(project)
+    assert [r["family"] for r in rows] == ["vae", "dcgan", "realnvp"]
+    assert leaderboard.score(rows[0]) == "kid"
+    assert "KID" in render(project)
+    for family in ("vae", "dcgan"):  # nothing at all to rank by: still a page
+        written(project, family, kid=None, bits_per_dim=None, coverage=None, manifold_samples=None)
+    assert {r["rank"] for r in rows_of(project)} == {None}
+    assert render(project).count(f"Not ranked: no frechet_distance: {WHY['frechet_distance']}") == 4
+
+
 def render(project: Path) -> str:
     manifest = {
         "name": "digits",
@@ -209,7 +234,9 @@ def test_a_family_without_the_number_that_ranks_is_shown_but_not_ranked(project:
     ranks = {row["family"]: row["rank"] for row in rows_of(project)}
     assert ranks == {"dcgan": 1, "vae": None, "realnvp": None}
     assert [row["family"] for row in rows_of(project)] == ["dcgan", "vae", "realnvp"]
-    assert "No frechet_distance: the samples are not finite." in render(project)
+    html = render(project)
+    assert "No frechet_distance: the samples are not finite." in html
+    assert "vae: Not ranked: no frechet_distance: the samples are not finite." in html
     (project / Run("dcgan", 0).metrics).unlink()
     assert rows_of(project)[0]["rank"] == 1  # alone, by its bits/dim
 
@@ -290,3 +317,41 @@ def test_mode_collapse_is_called_by_its_name() -> None:
     (warning,) = table.warnings(metrics_of("dcgan", 4.0, "w", coverage=0.48))
     assert "Mode collapse" in warning
     assert "48%" in warning
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train_duplicate_share": 0.3, "train_duplicate_share_floor": 0.05}, "Memorised: 30% of"),
+        ({"train_duplicate_share": 0.3, "train_duplicate_share_floor": 0.25}, None),
+        ({"nearest_train_ratio": 0.3}, "Memorised: its samples lie 0.30 times as far"),
+        ({"nearest_train_ratio": 0.4}, None),
+        ({"nearest_train_ratio": 0.1, "distinct_samples": 1}, "Every sample is the same image."),
+    ],
+)
+def test_memorised_is_a_word_on_the_page(changes: dict[str, Any], words: str | None) -> None:
+    found = table.warnings(metrics_of("dcgan", 4.0, "w", **changes))
+    assert [words] == [text[: len(words)] for text in found] if words else found == []
+
+
+def test_the_new_columns_have_their_floors_and_notes() -> None:
+    row = metrics_of(
+        "dcgan",
+        4.0,
+        "w",
+        frechet_distance_train=3.5,
+        frechet_distance_train_floor=1.25,
+        inception_score=8.125,
+        inception_score_floor=9.5,
+        class_frechet_distance_max=7.75,
+        class_frechet_distance_max_of="eight",
+        nearest_train_ratio=0.91,
+        train_duplicates=1,
+    )
+    found = table.table([row])
+    shown = dict(zip(found.titles, zip(found.cells[0], found.floors, strict=True), strict=True))
+    assert shown["to training ↓"] == (("3.50", "", 3.5), "1.25")
+    assert shown["inception score ↑"] == (("8.12", "", 8.125), "9.50")
+    assert shown["worst class ↓"] == (("7.75", "eight", 7.75), "")
+    assert shown["nearest training image"] == (("0.91", "1 copy", 0.91), "")
+    assert shown["KID ↓"] == (("0.200", "± 0.020", 0.2), "0.020")

@@ -22,6 +22,8 @@ from models.base import DataSpec, to_signed
 from models.nn import pyramid
 
 TURNS = 4
+WEIGHTS = "classifier.safetensors"
+BATCH = 100  # images at a time when only asked
 
 
 class Classifier(nn.Module):
@@ -152,7 +154,7 @@ def _write(
     facts: dict[str, object],
 ) -> dict[str, object]:
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(state, directory / "classifier.safetensors")
+    save_file(state, directory / WEIGHTS)
     description = {"task": task, "spec": spec.model_dump(mode="json"), **facts}
     (directory / "classifier.json").write_text(json.dumps(description, indent=2) + "\n")
     return description
@@ -163,7 +165,7 @@ def load(directory: Path) -> Classifier:
     facts = json.loads((directory / "classifier.json").read_text())
     spec = DataSpec(**facts["spec"])
     model = Classifier(spec, width=facts["width"], features=facts["features"])
-    model.load_state_dict(load_file(directory / "classifier.safetensors"))
+    model.load_state_dict(load_file(directory / WEIGHTS))
     return model.eval()
 
 
@@ -174,16 +176,25 @@ def _shifted(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(model: Classifier, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The classifier's answers for levels `[N, C, H, W]`: `[N]`, or `[N, A]` for attributes."""
+def logits(model: Classifier, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The classifier's logits `[N, C]` for levels `[N, C, H, W]`."""
     parts = [
-        model.decide(model(torch.from_numpy(images[start : start + 500])))
-        for start in range(0, len(images), 500)
+        model(torch.from_numpy(images[start : start + BATCH]))
+        for start in range(0, len(images), BATCH)
     ]
     return torch.cat(parts).numpy()
 
 
-def class_shares(model: Classifier, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Share of the images `[N, C, H, W]` that the classifier puts into each class."""
-    counts = np.bincount(predict(model, images), minlength=model.head.out_features)
-    return counts / counts.sum()
+def decide(model: Classifier, found: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Its answers to logits: `[N]`, or `[N, A]` for attributes."""
+    return model.decide(torch.from_numpy(found)).numpy()
+
+
+def predict(model: Classifier, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The classifier's answers for levels `[N, C, H, W]`: `[N]`, or `[N, A]` for attributes."""
+    return decide(model, logits(model, images))
+
+
+def shares(answers: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+    """Share of the answers `[N]` for each class."""
+    return np.bincount(answers, minlength=classes) / len(answers)

@@ -1,4 +1,4 @@
-"""What a family is asked for when it is measured, and whether its samples are what was asked."""
+"""What a family is asked for when it is measured."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from models.base import GenerativeModel
 from tasks.data.shards import Split
-from tasks.evaluation import fidelity
-from tasks.evaluation.classifier import Classifier, predict
 
 LARGEST_VALUES = 500 * 784  # in one batch of samples: networks hold many numbers for each
-LEAST_PER_CLASS = 8  # samples and test images of a class, below which no distance is computed
 
 
 def ask(model: GenerativeModel, split: Split, n: int) -> dict[str, Tensor]:
@@ -59,35 +55,3 @@ def draw(
             shown = time.monotonic()
             say(f"sampled {start + count:,}/{n:,}")
     return torch.cat(parts)
-
-
-def obedience(
-    samples: NDArray[np.uint8],
-    split: Split,
-    judge: Classifier,
-    features: NDArray[np.floating],
-    real: NDArray[np.floating],
-) -> dict[str, Any]:
-    """Of samples drawn by `draw`: are they of the asked class, and how far within each class.
-
-    Args:
-        samples: levels `[n, C, H, W]`; `features` are theirs.
-        split: what was asked; `real` are the features of its images.
-
-    Returns:
-        `condition_accuracy`: share that the judge assigns to the asked class (with attributes:
-        share of attributes that it finds as asked); `frechet_distance_within_class`: mean over
-        the classes with enough images.
-    """
-    assert split.label is not None
-    asked = split.label[np.arange(len(samples)) % len(split.label)]
-    found: dict[str, Any] = {"condition_accuracy": float((predict(judge, samples) == asked).mean())}
-    if asked.ndim == 1:
-        distances = []
-        for label in range(len(judge.spec.classes)):
-            mine, theirs = features[asked == label], real[split.label == label]
-            if min(len(mine), len(theirs)) >= LEAST_PER_CLASS:
-                distances.append(fidelity.frechet_distance(mine, theirs))
-        if distances:
-            found["frechet_distance_within_class"] = float(np.mean(distances))
-    return found

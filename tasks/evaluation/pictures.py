@@ -16,9 +16,10 @@ from tasks.evaluation.translation import naive
 from tasks.pictures import histogram, save_grid, save_plane, show
 
 if TYPE_CHECKING:
-    from tasks.evaluation.protocol import Measured
+    from tasks.evaluation.measured import Measured
 
 SAMPLES, BY_CLASS, TRIPTYCHS = 64, 8, 16
+COLUMNS = 16  # of originals above their reconstructions, of samples above their neighbours
 STRIPS, STEPS, PLANE = 6, 10, 16  # interpolations and their steps; side of the latent plane
 FINEST = 128  # cells to a side of the density's picture
 DENSITY_DRAWS = 4  # of dequantisation noise or of latents, in each cell
@@ -43,8 +44,12 @@ def draw(folder: Path, found: Measured, model: GenerativeModel, test: Split) -> 
     if model.latent_dim == 2:
         save_grid(folder / "latent_plane.png", latent_plane(model), levels, columns=PLANE)
     if found.pairs is not None:
-        rows = torch.stack([p[:16] for p in found.pairs]).flatten(0, 1)
-        save_grid(folder / "reconstructions.png", rows, levels, columns=16)
+        rows = torch.stack([p[:COLUMNS] for p in found.pairs]).flatten(0, 1)
+        save_grid(folder / "reconstructions.png", rows, levels, columns=COLUMNS)
+    if found.neighbours is not None:
+        rows = torch.from_numpy(np.concatenate(found.neighbours))
+        columns = min(COLUMNS, len(found.neighbours[0]))
+        save_grid(folder / "neighbours.png", rows, levels, columns=columns)
     if "condition_accuracy" in found.metrics and model.data.classes:
         grid = by_class(found.samples, test, len(model.data.classes))
         save_grid(folder / "conditions.png", grid, levels, columns=BY_CLASS)

@@ -1,7 +1,7 @@
 """The protocol: what is measured of every family, in the same way, on the test split.
 
 Each group returns its numbers; a number that does not apply is absent, and the reason stands
-under `not_applicable`.
+under `not_applicable`. What would make every number meaningless raises `Unmeasurable`.
 """
 
 from __future__ import annotations
@@ -9,65 +9,35 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.base import PLURALS, GenerativeModel
+from models.base import GenerativeModel, counting_nans
 from tasks.data.shards import Split
 from tasks.evaluation import (
     anomaly,
-    classifier,
+    classes,
     conditions,
     decoder,
-    fidelity,
     likelihood,
-    reconstruction,
-    translation,
+    memorisation,
+    quality,
+    rendering,
 )
-from tasks.evaluation.features import Extractor
-from tasks.evaluation.manifold import manifold_metrics
+from tasks.evaluation import usefulness as useful
+from tasks.evaluation.measured import Measured, Unmeasurable
+from tasks.evaluation.quality import Yardstick
 
-PROTOCOL_VERSION = 3
-CHUNK = 128  # images at a time, for reconstruction
+# 4: `kid_std_error`, `frechet_distance_train`, `inception_score`, distances by class, memorisation;
+#    usefulness (`cas`, `small_set_gain`); no Fréchet distance where rows do not outnumber
+#    features; a family whose weights or samples are not numbers fails; the rarest class is one
+#    that the test split has
+PROTOCOL_VERSION = 4
 UNTRAINED = 2_000  # samples of the untrained network: its distance needs no precision
-
-Images = NDArray[np.uint8]
-
-
-@dataclass
-class Measured:
-    """What one family's evaluation found.
-
-    Attributes:
-        metrics: flat, name -> number or short text.
-        not_applicable: name -> why there is no number.
-        samples: all drawn samples, levels `[n, *shape]`.
-        pairs: originals and their reconstructions, or None.
-    """
-
-    metrics: dict[str, Any] = field(default_factory=dict)
-    not_applicable: dict[str, str] = field(default_factory=dict)
-    conditional: bool = False  # whether the samples were asked for with conditions
-    truth: bool = True  # whether the label of a test row is what its sample was asked to be
-    samples: Tensor | None = None
-    pairs: tuple[Tensor, Tensor] | None = None
-
-
-@dataclass
-class Yardstick:
-    """What every family is held against: real data, and the networks that look at them."""
-
-    train: Images
-    validation: Images
-    test: Split
-    extractor: Extractor | None  # None: not images, which is where features are known
-    judge: classifier.Classifier | None  # sorts samples into the dataset's classes
-    entropy: float | None = None  # of the density that the data were drawn from, nats
 
 
 @torch.no_grad()
@@ -83,6 +53,7 @@ def measure(
     anomaly_images: int,
     ais: decoder.AISConfig,
     reconstruction_images: int,
+    usefulness: useful.UsefulnessConfig,
     seed: int,
     say: Callable[[str], None] = print,
 ) -> Measured:
@@ -90,7 +61,11 @@ def measure(
 
     Samples are asked for with the conditions of the test split, row by row. `untrained` is the
     same family as it was before training: how far it came.
+
+    Raises:
+        Unmeasurable: the weights, or values behind samples, are not numbers; sampling fails.
     """
+    check_weights(model)
     found, test, source = Measured(), yardstick.test, model.data.source
     found.conditional = bool(model.conditions)
     found.truth = "source" not in model.conditions or (source is not None and source.truth)
@@ -98,77 +73,111 @@ def measure(
     begun = time.perf_counter()
     if source is not None:  # a translator has no more: the distance falls with their number
         samples = min(samples, len(test.x), len(test.source if test.source is not None else test.x))
-    drawn = conditions.draw(model, test, samples, batch_size, say)
+    drawn = _drawn(model, test, samples, batch_size, say)
     found.metrics["sample_images_per_second"] = len(drawn) / (time.perf_counter() - begun)
     found.metrics["samples"] = len(drawn)
     found.samples = drawn
     if yardstick.extractor is None:
-        reason = f"there are no features of {PLURALS[model.data.modality]}"
-        found.not_applicable |= {"frechet_distance": reason, "kid": reason, "coverage": reason}
+        found.not_applicable |= quality.none(model.data.modality)
     else:
-        before = conditions.draw(untrained, test, min(samples, UNTRAINED), batch_size)
+        before = _untrained(untrained, yardstick, min(samples, UNTRAINED), batch_size)
         say("fidelity")
-        _fidelity(found, drawn.numpy(), before.numpy(), yardstick, yardstick.extractor)
+        _fidelity(found, drawn.numpy(), before, yardstick)
     say("likelihood")
     # where the entropy is known the error of the difference is what counts: all points
     measured = test.x if yardstick.entropy is not None else test.x[:likelihood_examples]
-    metrics, reasons = likelihood.measure(model, measured, likelihood_draws, yardstick.entropy)
-    found.metrics |= metrics
-    found.not_applicable |= reasons
+    found.add(likelihood.measure(model, measured, likelihood_draws, yardstick.entropy))
     _anomaly(found, model, yardstick, anomaly_images, likelihood_draws)
     _decoder(found, model, yardstick, ais, say)
     say("reconstruction")
-    if "source" in model.conditions:
-        _translation(found, model, drawn.numpy(), yardstick)
-        _cycle(found, model, test.x[:reconstruction_images])
-    else:
-        _reconstruction(found, model, test.x[:reconstruction_images])
+    rendering.measure(found, model, yardstick, reconstruction_images)
+    say("usefulness")
+    found.add(useful.measure(model, yardstick.train, test, usefulness, seed))
+    _only_numbers(found)
     return found
 
 
+def check_weights(model: GenerativeModel) -> None:
+    """Raises Unmeasurable, with the tensor's name, where a weight is not finite.
+
+    Buffers may hold infinities (the logarithm of a probability 0, a mask), but no NaN.
+    """
+    weights = ((name, tensor, ~tensor.isfinite()) for name, tensor in model.named_parameters())
+    buffers = ((name, tensor, tensor.isnan()) for name, tensor in model.named_buffers())
+    for name, tensor, bad in chain(weights, buffers):
+        if bad.any():
+            raise Unmeasurable(
+                f"{int(bad.sum())} of {tensor.numel()} weights in {name} are not finite"
+            )
+
+
+def _drawn(
+    model: GenerativeModel,
+    test: Split,
+    n: int,
+    batch_size: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> Tensor:
+    """Samples; Unmeasurable where drawing them fails, or where they are no levels of anything."""
+    with counting_nans() as spoilt:
+        try:
+            drawn = conditions.draw(model, test, n, batch_size, say)
+        except Exception as error:  # whatever a family's code raises: its evaluation ends here
+            raise Unmeasurable(f"sampling failed: {type(error).__name__}: {error}") from error
+    if any(spoilt):
+        bad = min(sum(spoilt), len(drawn))
+        raise Unmeasurable(f"{bad:,} of {len(drawn):,} samples hold values that are not numbers")
+    if int(drawn.max()) >= model.data.levels:
+        raise Unmeasurable(f"samples hold level {int(drawn.max())}, of {model.data.levels}")
+    return drawn
+
+
+def _untrained(
+    model: GenerativeModel, yardstick: Yardstick, n: int, batch_size: int
+) -> NDArray[np.float32] | None:
+    """Features of an untrained network's samples; None where those are not even numbers."""
+    assert yardstick.extractor is not None
+    try:
+        features = yardstick.extractor(_drawn(model, yardstick.test, n, batch_size))
+    except Unmeasurable:
+        return None
+    return features if np.isfinite(features).all() else None
+
+
+def _only_numbers(found: Measured) -> None:
+    """No infinity and no NaN among the metrics, whatever group it came from."""
+    for name, value in list(found.metrics.items()):
+        if isinstance(value, float) and not math.isfinite(value):
+            del found.metrics[name]
+            found.not_applicable[name] = f"the value is {value}"
+
+
 def _fidelity(
-    found: Measured, samples: Images, untrained: Images, yardstick: Yardstick, extract: Extractor
-) -> None:
-    """Samples against the test split on features, the train-vs-test floor beside each number."""
-    metrics, test = found.metrics, yardstick.test
-    fake, train, real = extract(samples), extract(yardstick.train), extract(test.x)
-    metrics["features"], metrics["features_sha256"] = extract.name, extract.sha256
-    metrics["frechet_distance"] = fidelity.frechet_distance(fake, real)
-    metrics["frechet_distance_std"] = fidelity.frechet_distance_spread(fake, real)
-    count = min(len(fake), len(train))  # the floors at the same number: they depend on it
-    metrics["frechet_distance_floor"] = fidelity.frechet_distance(train[:count], real)
-    metrics["frechet_distance_untrained"] = fidelity.frechet_distance(extract(untrained), real)
-    metrics["kid"], metrics["kid_std"] = fidelity.kid(fake, real)
-    metrics["kid_floor"], _ = fidelity.kid(train[:count], real)
-    metrics["manifold_samples"] = count
-    metrics |= manifold_metrics(real, fake[:count])
-    floors = manifold_metrics(real, train[:count])
-    metrics |= {f"{name}_floor": value for name, value in floors.items()}
-    if yardstick.judge is not None and yardstick.judge.task == "classes":
-        shares = classifier.class_shares(yardstick.judge, samples)
-        metrics["class_share_min"] = float(shares.min())
-        metrics["class_shares"] = [round(float(s), 4) for s in shares]
-    else:
-        found.not_applicable["class_share_min"] = "the dataset has no classes"
-    _obedience(found, samples, fake, real, yardstick)
-
-
-def _obedience(
     found: Measured,
-    samples: Images,
-    fake: NDArray[np.float32],
-    real: NDArray[np.float32],
+    samples: NDArray[np.uint8],
+    before: NDArray[np.float32] | None,
     yardstick: Yardstick,
 ) -> None:
-    judge, test = yardstick.judge, yardstick.test
-    if not found.conditional:
-        found.not_applicable["condition_accuracy"] = "the family takes no condition"
-    elif judge is None or judge.task == "rotations":
-        found.not_applicable["condition_accuracy"] = "the dataset has no classes"
-    elif not found.truth:
-        found.not_applicable["condition_accuracy"] = "the classes of the sources are not known"
-    else:
-        found.metrics |= conditions.obedience(samples, test, judge, fake, real)
+    """Samples against the real splits: distances, classes, copies."""
+    seen, label = quality.look(samples, yardstick), yardstick.test.label
+    spoilt = quality.spoilt(seen)
+    found.not_applicable |= spoilt
+    found.add(memorisation.measure(seen, yardstick, finite=not spoilt))
+    if spoilt:
+        return
+    found.neighbours = memorisation.neighbours(seen, yardstick)
+    found.add(quality.measure(seen, before, yardstick))
+    asked = None
+    if found.conditional and found.truth and label is not None:
+        asked = label[np.arange(len(samples)) % len(label)]
+    found.add(classes.measure(seen, yardstick, asked))
+    if "condition_accuracy" not in found.metrics:
+        reason = "the dataset has no classes"
+        if not found.conditional:
+            reason = "the family takes no condition"
+        elif seen.answers is not None:
+            reason = "the classes of the sources are not known"
+        found.not_applicable["condition_accuracy"] = reason
 
 
 def _anomaly(
@@ -205,68 +214,3 @@ def _decoder(
     found.metrics |= decoder.kernel_density(
         found.samples.numpy(), validation, test, model.data.levels
     )
-
-
-def _translation(
-    found: Measured, model: GenerativeModel, drawn: Images, yardstick: Yardstick
-) -> None:
-    data, test = model.data, yardstick.test
-    assert data.source is not None
-    assert test.source is not None
-    assert yardstick.extractor is not None
-    if not data.source.truth:
-        reason = "the true image of a source is not known"
-        found.not_applicable |= {"psnr": reason, "ssim": reason, "perceptual_distance": reason}
-        return
-    n = len(drawn)
-    metrics, reasons = translation.measure(
-        drawn, test.x[:n], test.source[:n], data, yardstick.extractor
-    )
-    found.metrics |= metrics
-    found.not_applicable |= reasons
-    if "condition_accuracy" in found.metrics and test.label is not None:
-        # how much of it the untranslated sources have
-        copied = translation.naive(test.source[:n], data.source, data)
-        assert yardstick.judge is not None
-        right = classifier.predict(yardstick.judge, copied) == test.label[:n]
-        found.metrics["condition_accuracy_floor"] = float(right.mean())
-
-
-def _cycle(found: Measured, model: GenerativeModel, test: Images) -> None:
-    """There and back again, for a family that can go back."""
-    if model.reconstruction != "cycle":
-        return
-    rendered = _rendered(found, model, test)
-    value = reconstruction.psnr(test, rendered, model.data.levels)
-    if math.isfinite(value):
-        found.metrics["cycle_psnr"] = value
-    else:
-        found.not_applicable["cycle_psnr"] = "infinite: every image comes back exactly"
-    found.metrics["cycle_ssim"] = reconstruction.ssim(test, rendered, model.data.levels)
-
-
-def _reconstruction(found: Measured, model: GenerativeModel, test: Images) -> None:
-    if model.reconstruction == "none" or model.data.modality != "image":
-        reason = "the family cannot reconstruct"
-        if model.data.modality != "image":
-            reason = "it is a measure of images"
-        found.not_applicable |= {"psnr": reason, "ssim": reason}
-        return
-    rendered = _rendered(found, model, test)
-    found.metrics["reconstruction_kind"] = model.reconstruction
-    found.metrics["reconstruction_images"] = len(test)
-    levels = model.data.levels
-    value = reconstruction.psnr(test, rendered, levels)
-    if math.isfinite(value):
-        found.metrics["psnr"] = value
-    else:
-        found.not_applicable["psnr"] = "infinite: every image is reconstructed exactly"
-    found.metrics["ssim"] = reconstruction.ssim(test, rendered, levels)
-    found.metrics["ssim_window"] = reconstruction.ssim_window(test.shape[-2:])
-
-
-def _rendered(found: Measured, model: GenerativeModel, test: Images) -> Images:
-    x = torch.from_numpy(test).to(model.device)
-    rendered = torch.cat([model.reconstruct(part).cpu() for part in x.split(CHUNK)])
-    found.pairs = (x[:32].cpu(), rendered[:32])
-    return rendered.numpy()

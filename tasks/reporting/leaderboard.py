@@ -22,20 +22,40 @@ COLUMNS = [
     "frechet_distance",
     "frechet_distance_std",
     "frechet_distance_floor",
+    "frechet_distance_train",
+    "frechet_distance_train_floor",
     "kid",
     "kid_std",
+    "kid_std_error",
     "kid_floor",
     "precision",
+    "precision_floor",
     "recall",
     "recall_floor",
     "density",
+    "density_floor",
     "coverage",
     "coverage_floor",
+    "inception_score",
+    "inception_score_std",
+    "inception_score_floor",
     "class_share_min",
+    "class_share_min_floor",
+    "class_frechet_distance_max",
+    "class_frechet_distance_max_of",
+    "nearest_train_ratio",
+    "train_duplicates",
+    "train_duplicate_share",
+    "train_duplicate_share_floor",
+    "distinct_samples",
     "condition_accuracy",
     "condition_accuracy_floor",
     "frechet_distance_within_class",
     "frechet_distance_untrained",
+    "cas",
+    "cas_real",
+    "small_set_accuracy",
+    "small_set_gain",
     "bits_per_dim",
     "nats",
     "likelihood_kind",
@@ -70,7 +90,7 @@ COLUMNS = [
 
 
 # What ranks the families, and the champion in the registry: the first of these that was measured.
-SCORES = {"frechet_distance": "Fréchet distance", "bits_per_dim": "bits/dim"}
+SCORES = {"frechet_distance": "Fréchet distance", "kid": "KID", "bits_per_dim": "bits/dim"}
 
 
 def score(metrics: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ def combine(runs: list[Row]) -> Row:
 
 def spread(row: Row, name: str) -> float | None:
     """How uncertain a number is: the deviation of the seeds, or with one seed of subsets."""
-    for suffix in (SUFFIX, "_std", "_std_error"):
+    for suffix in (SUFFIX, "_std_error", "_std"):
         if name + suffix in row:
             return float(row[name + suffix])
     return None

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tasks.reporting import leaderboard
 from tasks.reporting.spread import spread
 
 Row = dict[str, Any]
+COPIED = 0.1  # share of samples that are copies, beyond that of test images: memorised
+NEAR = 1 / 3  # distance to the training images, of that of test images: memorised
 
 
 class Cell(NamedTuple):
@@ -97,6 +100,10 @@ def _binary_nats(row: Row) -> Cell | None:
     return Cell(f"{row['nats']:.2f}", _spread(row, "nats", ".2f"), row["nats"])
 
 
+def _copies(count: float) -> str:
+    return f"{count:,.0f} {'copy' if count == 1 else 'copies'}"
+
+
 def _gap(row: Row) -> str:
     per_dim = row["ais_nats"] / row["ais_bits_per_dim"]
     return f"ais ± {row['ais_gap_nats'] / per_dim:.3f}"
@@ -109,13 +116,35 @@ COLUMNS = [
         _floor("frechet_distance_floor", ".2f"),
     ),
     Column(
+        "to training ↓",
+        _number("frechet_distance_train", ".2f"),
+        _floor("frechet_distance_train_floor", ".2f"),
+    ),
+    Column(
         "KID ↓",
         _number("kid", ".3f"),
         _floor("kid_floor", ".3f"),
     ),
     Column("coverage ↑", _number("coverage", ".0%"), _floor("coverage_floor", ".0%")),
     Column("recall ↑", _number("recall", ".0%"), _floor("recall_floor", ".0%")),
-    Column("rarest class", _number("class_share_min", ".1%")),
+    Column(
+        "inception score ↑",
+        _number("inception_score", ".2f"),
+        _floor("inception_score_floor", ".2f"),
+    ),
+    Column(
+        "rarest class",
+        _number("class_share_min", ".1%"),
+        _floor("class_share_min_floor", ".1%"),
+    ),
+    Column(
+        "worst class ↓",
+        _number("class_frechet_distance_max", ".2f", lambda r: r["class_frechet_distance_max_of"]),
+    ),
+    Column(
+        "nearest training image",
+        _number("nearest_train_ratio", ".2f", lambda r: _copies(r["train_duplicates"])),
+    ),
     Column(
         "as asked ↑",
         _number("condition_accuracy", ".1%"),
@@ -145,6 +174,8 @@ COLUMNS = [
         _number("perceptual_distance", ".2f"),
         _floor("perceptual_distance_floor", ".2f"),
     ),
+    Column("taught by samples ↑", _number("cas", ".1%"), _floor("cas_real", ".1%")),
+    Column("gain with few real ↑", _number("small_set_gain", "+.1%")),
     Column("cycle PSNR ↑", _number("cycle_psnr", ".1f")),
     Column("training", _quantity("train_seconds", duration)),
     Column("samples/s", _quantity("sample_images_per_second", thousands)),
@@ -154,10 +185,28 @@ COLUMNS = [
 
 def warnings(row: Row) -> list[str]:
     """What the numbers of a family warn of, in words."""
-    found = [f"Not of every seed: {row['reason']}."] if row["reason"] else []
+    found = [f"Not of every seed: {row['reason']}."] if row.get("reason") else []
+    unranked = "rank" in row and row["rank"] is None
+    lacking = next((name for name in leaderboard.SCORES if name in row["not_applicable"]), None)
+    if unranked and lacking:
+        found.append(f"Not ranked: no {lacking}: {row['not_applicable'][lacking]}.")
     if "coverage" in row and row["coverage"] < row["coverage_floor"] / 2:
         found.append(
             f"Mode collapse: its samples cover {row['coverage']:.0%} of the test images, where as "
             f"many training images cover {row['coverage_floor']:.0%}."
+        )
+    if row.get("distinct_samples") == 1:
+        found.append("Every sample is the same image.")
+    copied = row.get("train_duplicate_share", 0.0)
+    usual = row.get("train_duplicate_share_floor", 0.0)
+    if copied - usual > COPIED:
+        found.append(
+            f"Memorised: {copied:.0%} of its samples equal a training image in every pixel; of the "
+            f"test images {usual:.0%} do."
+        )
+    elif row.get("nearest_train_ratio", 1.0) < NEAR and row.get("distinct_samples") != 1:
+        found.append(
+            f"Memorised: its samples lie {row['nearest_train_ratio']:.2f} times as far from the "
+            "training images as test images do."
         )
     return found

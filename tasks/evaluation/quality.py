@@ -1,0 +1,143 @@
+"""The fidelity group: features of samples against those of the real splits, floors beside them.
+
+The floor is what training images score in the samples' place, as many of them as there are samples.
+A number that cannot be had is absent, with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.base import PLURALS
+from tasks.data.shards import Split
+from tasks.evaluation import classifier, fidelity
+from tasks.evaluation.features import Extractor, logits
+from tasks.evaluation.manifold import manifold_metrics
+from tasks.evaluation.real import RealFeatures
+
+Images = NDArray[np.uint8]
+Found = tuple[dict[str, Any], dict[str, str]]  # metrics, and reasons for those that there are not
+NAMES = (
+    "frechet_distance",
+    "frechet_distance_train",
+    "kid",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "inception_score",
+    "nearest_train_ratio",
+)
+
+
+@dataclass
+class Yardstick:
+    """What every family is held against: real data, and the networks that look at them."""
+
+    train: Split
+    validation: Images
+    test: Split
+    extractor: Extractor | None  # None: not images, which is where features are known
+    real: RealFeatures | None  # by that extractor
+    judge: classifier.Classifier | None  # sorts samples into the dataset's classes
+    entropy: float | None = None  # of the density that the data were drawn from, nats
+
+
+@dataclass
+class Seen:
+    """Images as the networks see them."""
+
+    images: Images
+    features: NDArray[np.float32]  # [N, D]
+    answers: NDArray[np.int64] | None  # of the judge, [N] or [N, A]; None: it knows no classes
+    logits: NDArray[np.float32] | None  # [N, C], where it knows classes
+
+
+def look(images: Images, yardstick: Yardstick) -> Seen:
+    """Features and the judge's answers of levels `[N, C, H, W]`."""
+    extractor, judge = yardstick.extractor, yardstick.judge
+    assert extractor is not None
+    assert judge is not None
+    features = extractor(images)
+    if judge.task == "rotations":
+        return Seen(images, features, None, None)
+    found = logits(extractor, features, judge, images)
+    answers = classifier.decide(judge, found)
+    return Seen(images, features, answers, found if judge.task == "classes" else None)
+
+
+def none(modality: str) -> dict[str, str]:
+    """The reasons where there are no images."""
+    return dict.fromkeys(NAMES, f"there are no features of {PLURALS[modality]}")
+
+
+def spoilt(seen: Seen) -> dict[str, str]:
+    """The reasons where the extractor gave values that are not finite, else nothing."""
+    bad = int((~np.isfinite(seen.features).all(1)).sum())
+    reason = f"the features of {bad:,} of {len(seen.features):,} samples are not finite"
+    return dict.fromkeys(NAMES, reason) if bad else {}
+
+
+def too_few(dimensions: int, **rows: int) -> str | None:
+    """Why sets have no Fréchet distance: a covariance of D features takes more than D rows."""
+    for what, count in rows.items():
+        if count <= dimensions:
+            images = what.replace("_", " ")
+            return f"{count:,} {images} are too few for the covariance of {dimensions:,} features"
+    return None
+
+
+def measure(seen: Seen, before: NDArray[np.float32] | None, yardstick: Yardstick) -> Found:
+    """All of it for finite features; `before` are features of the untrained network's samples."""
+    extractor, real = yardstick.extractor, yardstick.real
+    assert extractor is not None
+    assert real is not None
+    fake, train, test = seen.features, real.features["train"], real.features["test"]
+    alike = train[: len(fake)]  # for the floors: what a set of that size scores depends on the size
+    metrics: dict[str, Any] = {
+        "features": extractor.name,
+        "features_sha256": extractor.sha256,
+        "feature_dimensions": fake.shape[1],
+        "manifold_samples": len(alike),
+    }
+    found, reasons = _frechet(fake, before, train, test)
+    metrics |= found
+    value = fidelity.kid(fake, test)
+    metrics["kid"], metrics["kid_std"], metrics["kid_std_error"] = value
+    metrics["kid_floor"] = fidelity.kid(alike, test).mean
+    metrics |= manifold_metrics(test, fake[: len(alike)])
+    floors = manifold_metrics(test, alike)
+    metrics |= {f"{name}_floor": value for name, value in floors.items()}
+    return metrics, reasons
+
+
+def _frechet(
+    fake: NDArray[np.float32],
+    before: NDArray[np.float32] | None,
+    train: NDArray[np.float32],
+    test: NDArray[np.float32],
+) -> Found:
+    found: dict[str, Any] = {}
+    reasons, dimensions, alike = {}, fake.shape[1], train[: len(fake)]
+    if reason := too_few(dimensions, samples=len(fake), test_images=len(test)):
+        reasons["frechet_distance"] = reason
+    else:
+        against = fidelity.moments(test)
+        found["frechet_distance"] = fidelity.frechet_distance(fake, against)
+        found["frechet_distance_std"] = fidelity.frechet_distance_spread(fake, test)
+        for name, rows in (("untrained", before), ("floor", alike)):
+            if rows is not None and not too_few(dimensions, rows=len(rows)):
+                found[f"frechet_distance_{name}"] = fidelity.frechet_distance(rows, against)
+    if reason := too_few(dimensions, samples=len(fake), training_images=len(train)):
+        reasons["frechet_distance_train"] = reason
+    else:
+        against = fidelity.moments(train)
+        found["frechet_distance_train"] = fidelity.frechet_distance(fake, against)
+        if not too_few(dimensions, rows=len(test)):
+            mirrored = fidelity.frechet_distance(test[: len(fake)], against)
+            found["frechet_distance_train_floor"] = mirrored
+    return found, reasons
