@@ -84,32 +84,28 @@ def _score(seen: Seen, yardstick: Yardstick) -> Found:
 
 def _distances(seen: Seen, yardstick: Yardstick, asked: NDArray[np.int64] | None) -> Found:
     """Fréchet distance to the test images of each class; reasons for the classes without."""
-    judge, test, train, real = yardstick.judge, yardstick.test, yardstick.train, yardstick.real
+    judge, test, real = yardstick.judge, yardstick.test, yardstick.real
     assert judge is not None
     assert real is not None
-    assert test.label is not None
-    assert train.label is not None
     group = seen.answers if asked is None else asked
     distances, floors, missing = {}, {}, []
     for label, name in enumerate(judge.spec.classes):
         mine = seen.features[group == label]
         theirs = real.features["test"][test.label == label]
-        reason = too_few(mine.shape[1], test_images=len(theirs), samples=len(mine))
-        if reason:
-            missing.append(f"{name}: {reason}" if len(theirs) else f"{name}: no test image")
-            continue
-        against = fidelity.moments(theirs)
-        distances[name] = fidelity.frechet_distance(mine, against)
-        alike = real.features["train"][train.label == label][: len(mine)]
-        if not too_few(mine.shape[1], rows=len(alike)):
-            floors[name] = fidelity.frechet_distance(alike, against)
-    reasons = {DISTANCES: "; ".join(missing)} if missing else {}
+        for what, rows in (("test images", theirs), ("samples", mine)):
+            if too_few(mine.shape[1], rows=len(rows)):
+                missing.append(f"{name} ({len(rows) or 'no'} {what})")
+                break
+        else:
+            distances[name], floors[name] = _distance(mine, theirs, label, yardstick)
+    least = f"{seen.features.shape[1]} features take more of either: {', '.join(missing)}"
+    reasons = {DISTANCES: least} if missing else {}
     if not distances:
         return {}, reasons
     worst = max(distances, key=lambda name: distances[name])
     found: dict[str, Any] = {
         DISTANCES: distances,
-        f"{DISTANCES}_floor": floors,
+        f"{DISTANCES}_floor": {name: floor for name, floor in floors.items() if floor is not None},
         f"{DISTANCES}_by": "the judge's class" if asked is None else "the asked class",
         "class_frechet_distance_max": distances[worst],
         "class_frechet_distance_max_of": worst,
@@ -117,3 +113,16 @@ def _distances(seen: Seen, yardstick: Yardstick, asked: NDArray[np.int64] | None
     if asked is not None:
         found["frechet_distance_within_class"] = float(np.mean(list(distances.values())))
     return found, reasons
+
+
+def _distance(
+    mine: NDArray[np.float32], theirs: NDArray[np.float32], label: int, yardstick: Yardstick
+) -> tuple[float, float | None]:
+    """Of the features of a class's samples to its test images; the floor of training images."""
+    real, train = yardstick.real, yardstick.train
+    assert real is not None
+    against = fidelity.moments(theirs)
+    alike = real.features["train"][train.label == label][: len(mine)]
+    few = too_few(mine.shape[1], rows=len(alike))
+    floor = None if few else fidelity.frechet_distance(alike, against)
+    return fidelity.frechet_distance(mine, against), floor
