@@ -108,10 +108,11 @@ def test_the_protocol_measures_it(case: tuple[str, str], tmp_path: Path) -> None
         with torch.no_grad():
             model.fit(Batch(torch.from_numpy(x)))
     yardstick = protocol.Yardstick(
-        train=x,
+        train=Split(x, None, None, None),
         validation=x[:20],
         test=Split(x[20:], None, None, None),
         extractor=None,
+        real=None,
         judge=None,
         entropy=3.0 if modality == "points" else None,
     )

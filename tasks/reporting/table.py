@@ -186,10 +186,11 @@ COLUMNS = [
 def warnings(row: Row) -> list[str]:
     """What the numbers of a family warn of, in words."""
     found = [f"Not of every seed: {row['reason']}."] if row.get("reason") else []
-    unranked = "rank" in row and row["rank"] is None
-    lacking = next((name for name in leaderboard.SCORES if name in row["not_applicable"]), None)
-    if unranked and lacking:
-        found.append(f"Not ranked: no {lacking}: {row['not_applicable'][lacking]}.")
+    if "rank" in row and row["rank"] is None:
+        reasons = row["not_applicable"]
+        lacking = next((name for name in leaderboard.SCORES if name in reasons), None)
+        if lacking:
+            found.append(f"Not ranked: no {lacking}: {reasons[lacking]}.")
     if "coverage" in row and row["coverage"] < row["coverage_floor"] / 2:
         found.append(
             f"Mode collapse: its samples cover {row['coverage']:.0%} of the test images, where as "
