@@ -11,6 +11,8 @@ DATA_PATH ?=
 FAMILIES ?=
 MINUTES ?=
 STEPS ?=
+IMAGES ?=
+FLOPS ?=
 SET ?=
 CAPTIONS ?=
 
@@ -29,7 +31,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 .PHONY: run
 run: install  ## Compare families: make run DATASET=mnist DATA_PATH=... FAMILIES="vae dcgan" MINUTES=10 SET="train.seed=1"
-	@genarena run --dataset '$(DATASET)' --data-path '$(DATA_PATH)' --families '$(FAMILIES)' $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(foreach s,$(SET),--set '$(s)') $(if $(CAPTIONS),--captions '$(CAPTIONS)')
+	@genarena run --dataset '$(DATASET)' --data-path '$(DATA_PATH)' --families '$(FAMILIES)' $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(if $(IMAGES),--images $(IMAGES)) $(if $(FLOPS),--flops $(FLOPS)) $(foreach s,$(SET),--set '$(s)') $(if $(CAPTIONS),--captions '$(CAPTIONS)')
 
 .PHONY: test
 test: install  ## Lint, types, layers and the whole test suite

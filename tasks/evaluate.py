@@ -18,7 +18,17 @@ from tasks.errors import BadInput
 from tasks.params import EvaluationConfig, Params, load_params
 from tasks.reporting import leaderboard
 
-COSTS = ("train_seconds", "train_images_per_second", "peak_memory_mb", "parameters", "hardware")
+COSTS = (
+    "budget",
+    "train_steps",
+    "train_images",
+    "train_flops",
+    "train_seconds",
+    "train_images_per_second",
+    "peak_memory_mb",
+    "parameters",
+    "hardware",
+)
 
 
 def run(
@@ -47,15 +57,18 @@ def run(
                 raise error.cause from None
             raise
     facts = json.loads((trained / "train.json").read_text())
-    costs = {name: facts[name] for name in COSTS}
+    costs = {name: facts[name] for name in COSTS if name in facts}
+    reasons = result["not_applicable"]
+    if "train_flops" not in facts:
+        reasons["train_flops"] = "the family is fitted, not descended: its work is not counted"
     provenance = {
         "data_sha256": facts["data_sha256"],
         "weights_sha256": store.describe(trained)["weights_sha256"],
-        "steps": facts["steps"],
+        "steps": facts["train_steps"],
         "best_step": facts["best_step"],
     }
     metrics = {"family": family, "dataset": params.dataset.name, **result["metrics"], **costs}
-    metrics |= {"provenance": provenance, "not_applicable": result["not_applicable"]}
+    metrics |= {"provenance": provenance, "not_applicable": reasons}
     metrics["protocol"] = result["protocol"]
     metrics_file.parent.mkdir(exist_ok=True)
     metrics_file.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
