@@ -12,6 +12,8 @@ FAMILIES ?=
 MINUTES ?=
 SEEDS ?=
 STEPS ?=
+IMAGES ?=
+FLOPS ?=
 SET ?=
 CAPTIONS ?=
 
@@ -30,7 +32,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 .PHONY: run
 run: install  ## Compare families: make run DATASET=mnist DATA_PATH=... FAMILIES="vae dcgan" MINUTES=10 SEEDS="0 1 2"
-	@genarena run --dataset '$(DATASET)' --data-path '$(DATA_PATH)' --families '$(FAMILIES)' --seeds '$(SEEDS)' $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(foreach s,$(SET),--set '$(s)') $(if $(CAPTIONS),--captions '$(CAPTIONS)')
+	@genarena run --dataset '$(DATASET)' --data-path '$(DATA_PATH)' --families '$(FAMILIES)' --seeds '$(SEEDS)' $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STEPS),--steps $(STEPS)) $(if $(IMAGES),--images $(IMAGES)) $(if $(FLOPS),--flops $(FLOPS)) $(foreach s,$(SET),--set '$(s)') $(if $(CAPTIONS),--captions '$(CAPTIONS)')
 
 .PHONY: test
 test: install  ## Lint, types, layers and the whole test suite

@@ -22,7 +22,9 @@ def run(
     families: Annotated[str, typer.Option(help="Names with spaces between, or 'all'")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds of each family, as in '0 1 2'")] = "",
     steps: Annotated[int | None, typer.Option(min=1, help="Training budget per family")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="The same, as images seen")] = None,
     minutes: Annotated[float | None, typer.Option(help="The same, as time")] = None,
+    flops: Annotated[float | None, typer.Option(help="The same, as 1e15 of arithmetic")] = None,
     captions: Annotated[
         str, typer.Option(help="Templates with ; between: a handwritten {name}; the digit {name}")
     ] = "",
@@ -31,7 +33,8 @@ def run(
     """Run the comparison. What the options say is written into params.yaml first."""
     from genarena.command import run_comparison
 
-    run_comparison(dataset, data_path, families, seeds, steps, minutes, captions, set_)
+    budget = {"steps": steps, "images": images, "minutes": minutes, "flops": flops}
+    run_comparison(dataset, data_path, families, seeds, budget, captions, set_)
 
 
 @app.command()

@@ -35,8 +35,7 @@ def run_comparison(
     data_path: str,
     families: str,
     seeds: str,
-    steps: int | None,
-    minutes: float | None,
+    budget: dict[str, float | None],
     captions: str,
     settings: list[str],
 ) -> None:
@@ -51,9 +50,9 @@ def run_comparison(
             changes["families"] = _suited(changes)
         elif dataset and not families:
             changes |= _starters(changes)
-        budget = {"steps": steps, "minutes": minutes}
-        if steps is not None or minutes is not None:
-            changes["train.budget"] = {name: n for name, n in budget.items() if n is not None}
+        given = {name: amount for name, amount in budget.items() if amount is not None}
+        if given:
+            changes["train.budget"] = given
         for key, (old, new) in override_params(changes).items():
             console.print(f"params.yaml: {key}: {old} -> {new}", soft_wrap=True, markup=False)
         params = load_params()

@@ -299,6 +299,7 @@ def noise_shard(rank: int, world: int) -> Iterator[None]:
 
     Every worker seeds alike, so two workers with batch B see the noise that one worker with
     batch 2B sees. Drawing the other rows too costs little beside a network.
+    Blocks that look across the batch (`models.nn`) take the number of workers from here as well.
     """
     token = _shard.set((rank, world))
     try:

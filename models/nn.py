@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import rand
+from models.base import rand, shard
 
 
 def pyramid(size: tuple[int, int], smallest: int = 4) -> list[tuple[int, int]]:
@@ -48,11 +48,12 @@ class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose statistics span all workers, on CPU as well as on GPU.
 
     `torch.nn.SyncBatchNorm` computes the same but refuses CPU tensors. In evaluation mode,
-    or with one worker, this is plain `nn.BatchNorm2d`.
+    or with one worker (see `base.noise_shard`), this is plain `nn.BatchNorm2d`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+        world = _workers()
+        if not (self.training and world > 1):
             return super().forward(x)
         from torch.distributed.nn.functional import all_reduce  # differentiable
 
@@ -61,7 +62,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.momentum is not None
         wide = x.float()
-        count = dist.get_world_size() * x.numel() / x.shape[1]
+        count = world * x.numel() / x.shape[1]
         mean = all_reduce(wide.sum((0, 2, 3))) / count
         centred = wide - mean[:, None, None]
         var = all_reduce(centred.square().sum((0, 2, 3))) / count
@@ -92,20 +93,25 @@ class Dropout(nn.Module):
 def global_mean(x: Tensor) -> Tensor:
     """Mean of a scalar over all workers, without gradient: for running statistics."""
     x = x.detach().clone()
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if _workers() > 1:
         dist.all_reduce(x)
-        x /= dist.get_world_size()
+        x /= _workers()
     return x
 
 
 def gather_batch(x: Tensor) -> Tensor:
     """The whole batch `[world * B, ...]` of all workers' rows, in rank order, without gradient."""
     x = x.detach()
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
+    if _workers() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(x) for _ in range(_workers())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+def _workers() -> int:
+    """How many share the batch: outside of `noise_shard`, and without a process group, one."""
+    return shard()[1] if dist.is_initialized() else 1
 
 
 def discretised_logistic_log_prob(

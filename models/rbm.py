@@ -130,8 +130,9 @@ class RBM(GenerativeModel):
         v = batch.x.flatten(1).long()
         with torch.no_grad():
             pseudo = self._pseudo_nats(v)
+            everyone = gather_batch(v)
             with noise_shard(0, 1):  # all chains, on every worker
-                self._count(gather_batch(v))
+                self._count(everyone)
                 fantasy = self.chain.long()
                 for _ in range(self.config.gibbs_steps):
                     h = _bernoulli(self._hidden(fantasy), rand)

@@ -19,6 +19,10 @@ from tasks.reporting import leaderboard, table
 from tasks.runs import Run
 
 COSTS = (
+    "budget",
+    "train_steps",
+    "train_images",
+    "train_flops",
     "train_seconds",
     "train_images_per_second",
     "peak_memory_mb",
@@ -43,16 +47,19 @@ def run(
     code = str(Path(params.evaluation.features_code).absolute())
     result = on_worker(params.cluster, measure_folder, params.evaluation, *folders, code)
     facts = json.loads((trained / "train.json").read_text())
-    costs = {name: facts[name] for name in COSTS}
+    costs = {name: facts[name] for name in COSTS if name in facts}
+    reasons = result["not_applicable"]
+    if "train_flops" not in facts:
+        reasons["train_flops"] = "the family is fitted, not descended: its work is not counted"
     provenance = {
         "data_sha256": facts["data_sha256"],
         "weights_sha256": store.describe(trained)["weights_sha256"],
-        "steps": facts["steps"],
+        "steps": facts["train_steps"],
         "best_step": facts["best_step"],
     }
     metrics = {"family": which.family, "seed": which.seed, "dataset": params.dataset.name}
     metrics |= {**result["metrics"], **costs}
-    metrics |= {"provenance": provenance, "not_applicable": result["not_applicable"]}
+    metrics |= {"provenance": provenance, "not_applicable": reasons}
     metrics["protocol"] = result["protocol"]
     metrics_file.parent.mkdir(exist_ok=True)
     metrics_file.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")

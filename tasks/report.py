@@ -39,7 +39,7 @@ def run(params: Params, root: Path = Path()) -> list[dict[str, Any]]:
     reports.mkdir(exist_ok=True)
     leaderboard.to_table(rows).to_csv(reports / "leaderboard.csv", index=False)
     html = page.render(
-        rows, params.dataset.title, manifest, judge, root, budget=params.train.budget.words
+        rows, params.dataset.title, manifest, judge, root, budget=str(params.train.budget)
     )
     (reports / "leaderboard.html").write_text(html)
     tracking.tolerant("logging the leaderboard", lambda: _track(params, rows, root, reports))

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 from models import store
 from tasks.params import Params
 from tasks.runs import Run
-from tasks.training.worker import HISTORY, PICTURES, read_history
+from tasks.training.history import HISTORY, VALIDATION, Record, read_history
+from tasks.training.validation import PICTURES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARENT = "GENARENA_PARENT_RUN"  # set by the flow: the comparison that children belong to
-KEY, WEIGHTS, DELIVERED = "genarena.key", "genarena.weights", "genarena.delivered_step"
+KEY, WEIGHTS = "genarena.key", "genarena.weights"
+# the last step whose record, and whose validation, the run has: validations come later
+DELIVERED, VALIDATED = "genarena.delivered_step", "genarena.delivered_validation"
 RETRY_S, BATCH = 5.0, 900  # log_batch takes 1,000 metrics
 
 
@@ -92,12 +95,16 @@ class TrainingRun:
         self.work = work
         self.last = 0.0
 
-    def deliver(self, records: list[dict[str, Any]]) -> None:
-        """Send what is new, at most every few seconds; while the server is away, warn and keep."""
+    def deliver(self, records: list[Record]) -> bool:
+        """Send what is new, at most every few seconds; while the server is away, warn and keep.
+
+        False where it was too soon, or the server was away.
+        """
         if time.monotonic() - self.last < RETRY_S:
-            return
-        tolerant("delivering metrics", lambda: self._send(records, self.work))
+            return False
+        sent = tolerant("delivering metrics", lambda: self._send(records, self.work))
         self.last = time.monotonic()
+        return sent is not None
 
     def finish(self, out: Path) -> None:
         """Send the rest, tag the run with the hash of the exported weights, and end it."""
@@ -136,34 +143,48 @@ class TrainingRun:
         return run_id
 
 
-def send_history(
-    client: MlflowClient, run_id: str, records: list[dict[str, Any]], pictures: Path
-) -> None:
-    """Log the records (and sample grids) that the run does not have yet; safe to repeat."""
-    import numpy as np
+def send_history(client: MlflowClient, run_id: str, records: list[Record], pictures: Path) -> None:
+    """Log the records (and sample grids) that the run does not have yet; safe to repeat.
+
+    A validation that has become known since its step was logged is logged on its own.
+    """
     from mlflow.entities import Metric
-    from PIL import Image
 
     tags = client.get_run(run_id).data.tags
-    delivered = int(tags.get(DELIVERED, -1))
+    delivered, validated = (int(tags.get(tag, -1)) for tag in (DELIVERED, VALIDATED))
     new = [r for r in records if r["step"] > delivered]
-    if not new:
-        return
+    checked = [
+        r
+        for r in records
+        if r["step"] > validated and any(name.startswith(VALIDATION) for name in r)
+    ]
     metrics = [
         Metric(name, float(value), int(1000 * record["seconds"]), record["step"])
-        for record in new
+        for part, of_validation in ((new, False), (checked, True))
+        for record in part
         for name, value in record.items()
-        if name not in ("step", "seconds") and isinstance(value, (int, float))
+        if name not in ("step", "seconds")
+        and name.startswith(VALIDATION) == of_validation
+        and isinstance(value, (int, float))
     ]
     for start in range(0, len(metrics), BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-    for record in new:
-        picture = pictures / f"step-{record['step']:08d}.png"
-        if picture.exists():
-            with Image.open(picture) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            client.log_image(run_id, pixels, key="samples", step=record["step"])
-    client.set_tag(run_id, DELIVERED, str(new[-1]["step"]))
+    for record in checked:
+        _send_picture(client, run_id, pictures / f"step-{record['step']:08d}.png", record["step"])
+    for tag, part in ((DELIVERED, new), (VALIDATED, checked)):
+        if part:
+            client.set_tag(run_id, tag, str(part[-1]["step"]))
+
+
+def _send_picture(client: MlflowClient, run_id: str, path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    client.log_image(run_id, pixels, key="samples", step=step)
 
 
 def find_run(client: MlflowClient, experiment: str, tag: str, value: str) -> str | None:

@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import models
-from models import FAMILIES, store
-from models.base import DataSpec
+from models import store
 from tasks import stage
 from tasks.cluster import connected
 from tasks.data import shards
-from tasks.errors import BadInput
 from tasks.params import Params, load_params
 from tasks.provenance import git_state
 from tasks.runs import Run
 from tasks.tracking import TrainingRun
-from tasks.training.checkpoint import load_best
-from tasks.training.data import check_batch
+from tasks.training.candidates import load_best
+from tasks.training.checks import check
+from tasks.training.history import HISTORY, read_history, write_history
 from tasks.training.launch import launch
-from tasks.training.loop import NonFiniteLoss
+from tasks.training.turns import NonFiniteLoss
+from tasks.training.validation import PICTURES
 from tasks.training.watch import Watch
-from tasks.training.worker import HISTORY, OUTCOME, PICTURES
+from tasks.training.worker import CHECKPOINTS, FAILURES, OUTCOME
 
 JUDGES = (
     "classifier",
@@ -48,7 +48,7 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
     """
     manifest = shards.read_manifest(prepared)
     family = which.family
-    _check(family, params, manifest)
+    check(family, params, manifest)
     spec = {
         "family": family,
         "config": params.models[family].model_dump(mode="json"),
@@ -73,67 +73,43 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
         launch(spec, params.cluster, params.train.max_failures, watch)
     outcome = json.loads((work / OUTCOME).read_text())
     if "error" in outcome:
-        shutil.rmtree(work)
-        raise NonFiniteLoss(outcome["error"])
-    facts = _export(work, out, spec, outcome, token, manifest["content_sha256"])
+        failure = FAILURES[outcome["error"]["kind"]]
+        if failure is NonFiniteLoss:  # it would resume to the same end
+            shutil.rmtree(work)
+        raise failure(outcome["error"]["message"])
+    facts = _export(work, out, spec, outcome)
+    facts |= {"budget": str(params.train.budget), "key": token}
+    facts |= {"data_sha256": manifest["content_sha256"], "git": git_state()}
+    (out / "train.json").write_text(json.dumps(facts, indent=2) + "\n")
     tracked.finish(out)
     shutil.rmtree(work, ignore_errors=True)
     return facts
 
 
-def _check(family: str, params: Params, manifest: dict[str, Any]) -> None:
-    """Refuse, before anything starts, what could only fail in the workers."""
-    try:
-        check_batch(manifest["counts"]["train"], params.train.batch_size, params.cluster.workers)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-    data, select = DataSpec(**manifest["spec"]), params.train.select
-    reason = FAMILIES[family].unsuited(data)
-    if reason:
-        raise BadInput(f"{family} cannot learn from this data: {reason}")
-    try:  # some only notice when they are built (conditional without classes)
-        FAMILIES[family](params.models[family], data)
-    except ValueError as error:
-        raise BadInput(f"{family} cannot be built for this data: {error}") from error
-    if select == "frechet_distance" and data.modality != "image":
-        raise BadInput(
-            f"train.select: frechet_distance is for images, not {data.modality}; use auto"
-        )
-    if select == "bits_per_dim" and FAMILIES[family].likelihood == "none":
-        raise BadInput(f"train.select: bits_per_dim, but {family} has no likelihood; use auto")
-    translates = "source" in FAMILIES[family].conditions and data.source and data.source.truth
-    if select in ("psnr", "perceptual_distance") and not translates:
-        raise BadInput(f"train.select: {select}, but {family} translates no known pair; use auto")
-
-
-def _export(
-    work: Path, out: Path, spec: dict[str, Any], outcome: dict[str, Any], key: str, data_sha256: str
-) -> dict[str, Any]:
-    """The best checkpoint, the history and the costs, to `out`."""
+def _export(work: Path, out: Path, spec: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
+    """The best checkpoint and the history, to `out`; returns the costs."""
     shutil.rmtree(out, ignore_errors=True)
     model = store.build(spec["family"], spec["config"], spec["data"])
-    store.save(out, model, spec["family"], load_best(work / "checkpoints"))
-    shutil.copy(work / HISTORY, out / HISTORY)
+    store.save(out, model, spec["family"], load_best(work / CHECKPOINTS))
+    write_history(out / HISTORY, read_history(work / HISTORY))
     shutil.copytree(work / PICTURES, out / PICTURES)
     progress = outcome["progress"]
-    facts = {
-        "steps": progress["step"],
-        "resumed_from": outcome["resumed_from"],
-        "best_step": progress["best_step"],
-        "best_score": progress["best_score"],
+    counted = {} if progress["flops"] is None else {"train_flops": float(progress["flops"])}
+    return {
+        "train_steps": progress["step"],
+        "train_images": progress["images"],
+        **counted,
         "train_seconds": progress["seconds"],
-        "train_images_per_second": outcome["images"] / progress["seconds"],
+        "train_images_per_second": progress["images"] / progress["seconds"],
+        "best_step": outcome["best_step"],
+        "best_score": outcome["best_score"],
+        "resumed_from": outcome["resumed_from"],
         "peak_memory_mb": outcome["peak_memory_mb"],
         "parameters": outcome["parameters"],
         "hardware": outcome["hardware"],
         "workers": outcome["workers"],
         "precision": outcome["precision"],
-        "key": key,
-        "data_sha256": data_sha256,
-        "git": git_state(),
     }
-    (out / "train.json").write_text(json.dumps(facts, indent=2) + "\n")
-    return facts
 
 
 def _key(spec: dict[str, Any], data_sha256: str) -> str:

@@ -42,7 +42,12 @@ WRONG = [
     (["run", "--families", "vae stackgan"], "stackgan cannot learn from this data: it needs capti"),
     (["run", "--captions", "a seven"], "every template needs {name}"),
     (["sample", "cgan", "--source", "/nowhere.png"], "--source: no file at /nowhere.png"),
-    (["run", "--steps", "5", "--minutes", "2"], "train.budget: needs either 'steps' or 'minutes'"),
+    (
+        ["run", "--steps", "5", "--minutes", "2"],
+        "train.budget: needs exactly one of steps, images, minutes or flops; got steps and minutes",
+    ),
+    (["run", "--images", "5", "--flops", "1e9"], "minutes or flops; got images and flops"),
+    (["run", "--flops", "-1"], "train.budget.flops: should be greater than 0, got -1"),
 ]
 
 

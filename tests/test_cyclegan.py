@@ -33,13 +33,14 @@ def test_it_never_sees_a_pair(tmp_path: Path) -> None:
     """Each pixel tells its image's number; the domains' numbers are disjoint in training."""
     model, rows = small(data()), []
     x = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(40, 1, 8, 8).contiguous()
-    losses = model.losses
 
-    def recorded(batch: Batch, phase: str) -> dict[str, Tensor]:
-        rows.append(torch.stack([batch.x[:, 0, 0, 0], batch.source[:, 0, 0, 0]]))
-        return losses(batch, phase)
+    class Recorded(CycleGAN):
+        def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+            if len(batch.x) == 8:  # not the few rows on which the cost of a step is counted
+                rows.append(torch.stack([batch.x[:, 0, 0, 0], batch.source[:, 0, 0, 0]]))
+            return super().losses(batch, phase)
 
-    model.losses = recorded  # type: ignore[method-assign]
+    model.__class__ = Recorded
     split = TrainData(x, source=x + 100, aligned=False)
     settings = TrainConfig(batch_size=8, budget=Budget(steps=10), precision="fp32")
     train(model, split, settings, tmp_path)

@@ -19,7 +19,7 @@ from tasks.evaluate import measure_folder
 from tasks.evaluation.decoder import AISConfig
 from tasks.evaluation.usefulness import UsefulnessConfig
 from tasks.params import ClassifierConfig, ClusterConfig, EvaluationConfig, LikelihoodDraws
-from tasks.training.checkpoint import load_best
+from tasks.training.candidates import load_best
 from tasks.training.config import Budget, TrainConfig
 from tests.conftest import SMALL_CONFIGS
 
@@ -38,6 +38,7 @@ SMALL = TrainConfig(
     log_every=2,
     validate_every=3,
     checkpoint_every=3,
+    validation="synchronous",  # tests/test_background.py has the other
     validation_images=16,
     validation_samples=16,
 )

@@ -56,13 +56,13 @@ def test_each_phase_trains_its_parameters_and_no_others(family: str) -> None:
     penalty reaches no bias of a piecewise linear network."""
     from tasks.training.comm import Comm
     from tasks.training.config import TrainConfig
-    from tasks.training.loop import _Turn
+    from tasks.training.turns import Turn
 
     model = tiny_model(family)
     reached: dict[frozenset[str], set[str]] = {}
     for phase in model.phases():
         before = {name: p.clone() for name, p in model.named_parameters()}
-        turn = _Turn(phase, TrainConfig(), model)
+        turn = Turn(phase, TrainConfig(), model)
         received: set[str] = set()
         hooks = [
             p.register_hook(functools.partial(_note, received, name))

@@ -147,6 +147,27 @@ def test_a_killed_worker_is_replaced(
     assert 100 - INTERVAL <= facts["resumed_from"] < STEPS
 
 
+def test_a_killed_validator_is_replaced(
+    project: Path, undisturbed: bytes, ray: dict[str, str]
+) -> None:
+    training = start(project, "validator", ray)
+
+    def validators() -> list[psutil.Process]:
+        below = psutil.Process(int(ray[HEAD_PID])).children(recursive=True)
+        return [p for p in below if "tasks.training.validator" in _title(p)]
+
+    wait_until(lambda: reached(project) >= 100 and validators())
+    (victim,) = validators()
+    victim.kill()
+    assert training.wait(PATIENCE_S) == 0, (project / "validator.log").read_text()
+    weights, facts = result(project, "validator")
+    assert weights == undisturbed
+    assert facts["resumed_from"] == 0
+    records = [json.loads(line) for line in (project / "validator/history.jsonl").open()]
+    assert [r["step"] for r in records if "validation/score" in r] == [100, 200, 300]
+    assert not validators()
+
+
 def _title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
@@ -171,7 +192,7 @@ def test_a_killed_run_resumes(project: Path, undisturbed: bytes, ray: dict[str, 
     weights, facts = result(project, "run")
     assert weights == undisturbed
     assert facts["resumed_from"] > last - 2 * INTERVAL  # one interval, and what came after `last`
-    assert facts["steps"] == STEPS
+    assert facts["train_steps"] == STEPS
     history = [json.loads(line)["step"] for line in (project / "run/history.jsonl").open()]
     assert history == sorted(set(history))
 
@@ -204,7 +225,7 @@ def test_two_ray_workers_train_as_one(project: Path) -> None:
 
     from tasks.data.shards import read_manifest
     from tasks.params import load_params, override_params
-    from tasks.training.checkpoint import load_best
+    from tasks.training.candidates import load_best
     from tasks.training.worker import work
 
     if (os.cpu_count() or 1) < 2:

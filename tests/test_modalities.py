@@ -73,7 +73,7 @@ def test_it_learns_such_data(case: tuple[str, str], tmp_path: Path) -> None:
         validate_every=30,
         validation_samples=8,
     )
-    validate = Validator(split, x, None, settings, tmp_path / "pictures")
+    validate = Validator(split, x.numpy(), None, settings, tmp_path / "pictures")
     records: list[dict[str, Any]] = []
     train(
         model,

@@ -49,8 +49,12 @@ WRONG = [
     ({"train.precision": "fp16"}, "got 'fp16'; did you mean 'bf16'?"),
     (
         {"train.budget": {"steps": 1, "minutes": 1}},
-        "train.budget: needs either 'steps' or 'minutes'",
+        "train.budget: needs exactly one of steps, images, minutes or flops; got steps and minutes",
     ),
+    ({"train.budget": {}}, "minutes or flops; got none"),
+    ({"train.budget": {"images": 0.5}}, "train.budget.images: should be a valid integer"),
+    ({"train.budget": {"flop": 1e9}}, "train.budget.flop: unknown key; did you mean 'flops'?"),
+    ({"train.validation": "async"}, "got 'async'; did you mean 'asynchronous'?"),
     ({"train.budget": {"step": 1}}, "train.budget.step: unknown key; did you mean 'steps'?"),
     ({"families": ["vae", "dcgn"]}, "families: unknown family 'dcgn'; did you mean 'dcgan'?"),
     ({"families": []}, "families: "),

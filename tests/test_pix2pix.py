@@ -28,7 +28,12 @@ def test_the_discriminator_sees_each_image_beside_its_own_source(tmp_path: Path)
     model, seen = small(), []
     x = tiny_images(24, DATA)
     source = torch.cat([x.flip(2), 15 - x], 1)
-    spy = model.discriminator.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+
+    def look(_: object, given: tuple[Tensor]) -> None:
+        if len(given[0]) == 8:  # not the few rows on which the cost of a step is counted
+            seen.append(given[0])
+
+    spy = model.discriminator.register_forward_pre_hook(look)
     settings = TrainConfig(batch_size=8, budget=Budget(steps=2), precision="fp32")
     train(model, TrainData(x, source=source), settings, tmp_path)
     spy.remove()

@@ -248,7 +248,7 @@ def test_validation_asks_with_the_splits_conditions(
 ) -> None:
     data = DATA.model_copy(update={"source": EDGES})
     config = TrainConfig(validation_samples=64, select=select)
-    train = torch.from_numpy(split_of(100, seed=4).x)
+    train = split_of(100, seed=4).x
     validate = Validator(split_of(40), train, extractor(judge), config)
     found = validate(Told(condition, data), 0)
     assert found["score"] == found[score]

@@ -102,6 +102,13 @@ def test_speed_is_compared_with_the_winner_and_only_where_it_matters() -> None:
     assert "Fastest to sample: ddpm, 2.5x vae." in said(rows)
 
 
+def test_unequal_budgets_are_called_so() -> None:
+    rows = [scored("dcgan", 2.0, budget="2,000 steps"), scored("vae", 6.0, budget="2,000 steps")]
+    assert "Budgets" not in said(rows)
+    rows[1]["budget"] = "10 minutes"
+    assert said(rows).startswith("Budgets differ (2,000 steps, 10 minutes)")
+
+
 def test_failures_are_told_and_nothing_is_claimed_where_nothing_finished() -> None:
     failed = {"family": "wgan", "status": "failed", "reason": "train: NaN"}
     assert "wgan failed: the table says why." in said([scored("dcgan", 2.0), failed])

@@ -29,7 +29,8 @@ def test_wgan_never_leaves_the_clip_and_takes_n_critic_steps(tmp_path: Path) -> 
             parameters = [p.detach().abs() for p in self.critic.parameters()]
             top = max(float(p.max()) for p in parameters)
             held = sum(int((p == p.new_tensor(0.03)).sum()) for p in parameters)
-            largest.append((phase, top, held))
+            if len(batch.x) == 8:  # not the few rows on which the cost of a step is counted
+                largest.append((phase, top, held))
             return super().losses(batch, phase)
 
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ import pandas as pd
 from models import store
 from tasks.reporting.spread import SUFFIX, combine
 from tasks.runs import Run
-from tasks.training.worker import HISTORY, read_history
+from tasks.training.history import HISTORY, read_history
 
 COLUMNS = [
     "rank",
@@ -78,6 +78,10 @@ COLUMNS = [
     "perceptual_distance_floor",
     "cycle_psnr",
     "reconstruction_kind",
+    "budget",
+    "train_steps",
+    "train_images",
+    "train_flops",
     "train_seconds",
     "train_images_per_second",
     "sample_images_per_second",

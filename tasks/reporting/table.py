@@ -178,6 +178,8 @@ COLUMNS = [
     Column("gain with few real ↑", _number("small_set_gain", "+.1%")),
     Column("cycle PSNR ↑", _number("cycle_psnr", ".1f")),
     Column("training", _quantity("train_seconds", duration)),
+    Column("images seen", _quantity("train_images", thousands)),
+    Column("training FLOPs", _quantity("train_flops", "{:.1e}".format)),
     Column("samples/s", _quantity("sample_images_per_second", thousands)),
     Column("parameters", _quantity("parameters", thousands)),
 ]

@@ -40,6 +40,9 @@ def verdict(rows: list[Row], title: str, budget: str) -> list[str]:
         return [f"No family finished on {title}: the table says why."]
     if len(ok) == 1:
         said.append(f"Only {ok[0]['family']} was measured: there is nothing to compare it with.")
+    given = dict.fromkeys(str(row["budget"]) for row in ok if "budget" in row)
+    if len(given) > 1:
+        said.append(f"Budgets differ ({', '.join(given)}): the ranking is of unequal efforts.")
     said += _fidelity(ok, title, budget)
     said += _coverage(ok)
     said += _likelihood(ok)

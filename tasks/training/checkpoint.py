@@ -1,7 +1,6 @@
 """Checkpoints that survive a kill at any moment, and load without running code.
 
     step-00000500/  model.safetensors  average.safetensors  optimizer.pt  progress.json
-    best/           model.safetensors (the averaged weights)  progress.json
 
 Each is written under a temporary name and renamed. A damaged newest one is passed over.
 """
@@ -43,19 +42,16 @@ class Checkpoints:
         """Write a checkpoint of the current state, then drop all but the newest two."""
         final = self.directory / f"step-{progress['step']:08d}"
         with _Replacing(final) as temporary:
-            _save(self.model.state_dict(), temporary / "model.safetensors")
-            _save(self.average.state_dict(), temporary / "average.safetensors")
+            save_tensors(self.model.state_dict(), temporary / "model.safetensors")
+            save_tensors(self.average.state_dict(), temporary / "average.safetensors")
             torch.save([o.state_dict() for o in self.optimizers], temporary / "optimizer.pt")
             (temporary / "progress.json").write_text(json.dumps(progress))
         for old in self._all()[:-KEPT]:
             shutil.rmtree(old)
 
-    def save_best(self, step: int) -> None:
-        """Write the averaged weights as the best so far."""
-        weights = self.average.module.state_dict()  # type: ignore[union-attr]
-        with _Replacing(self.directory / "best") as temporary:
-            _save(weights, temporary / "model.safetensors")
-            (temporary / "progress.json").write_text(json.dumps({"step": step}))
+    def oldest(self) -> int:
+        """The step of the oldest that is kept: training may have to go on from there."""
+        return int(self._all()[0].name.removeprefix("step-"))
 
     def load_latest(self) -> dict[str, Any]:
         """Load the newest checkpoint that is whole; returns its progress, `{}` if there is none."""
@@ -88,11 +84,6 @@ class Checkpoints:
         return sorted(p for p in self.directory.glob("step-*") if p.is_dir() and "." not in p.name)
 
 
-def load_best(directory: Path) -> dict[str, Tensor]:
-    """State dict of the best averaged weights under `directory`."""
-    return load_file(directory / "best" / "model.safetensors")
-
-
 class _Replacing:
     """A temporary directory that takes the place of `final` when the block ends well."""
 
@@ -120,5 +111,6 @@ class _Replacing:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _save(state: dict[str, Tensor], path: Path) -> None:
+def save_tensors(state: dict[str, Tensor], path: Path) -> None:
+    """Write a state dict as safetensors."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path)

@@ -15,6 +15,13 @@ class Comm:
         self.rank = dist.get_rank() if ready else 0
         self.world = dist.get_world_size() if ready else 1
 
+    @classmethod
+    def alone(cls) -> Comm:
+        """A world of one, whatever there is."""
+        comm = cls()
+        comm.rank, comm.world = 0, 1
+        return comm
+
     def average_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Mean of the gradients over the workers, in one collective; missing ones count as 0."""
         if self.world == 1:
@@ -47,7 +54,3 @@ class Comm:
         box = torch.tensor([value], dtype=torch.float64, device=device)
         dist.broadcast(box, 0)
         return float(box)
-
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()

@@ -26,6 +26,15 @@ def check_batch(images: int, batch_size: int, world: int) -> None:
         )
 
 
+def batch_on(batch: Batch, device: torch.device) -> Batch:
+    """The batch on that device."""
+
+    def moved(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part.to(device)
+
+    return Batch(batch.x.to(device), *map(moved, batch[1:]))
+
+
 @dataclass
 class TrainData:
     """One split on one device.
@@ -53,11 +62,8 @@ class TrainData:
         return len(self.x) if self.source is None else min(len(self.x), len(self.source))
 
     def to(self, device: torch.device) -> TrainData:
-        def moved(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part.to(device)
-
-        label, source, text = map(moved, (self.label, self.source, self.text))
-        return TrainData(self.x.to(device), label, source, text, self.aligned)
+        whole = Batch(self.x, self.label, self.source, self.text)
+        return TrainData(*batch_on(whole, device), self.aligned)
 
     def batch(self, number: int, batch_size: int, seed: int, comm: Comm) -> Batch:
         """This worker's rows of global batch `number`: shuffled epochs, the remainder left out."""

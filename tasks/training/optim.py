@@ -23,6 +23,13 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16", False) else "fp32"
 
 
+def set_up_torch(threads: int) -> None:
+    """So many threads, and the same result at every run."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
 def make_optimizer(
     config: OptimizerConfig, parameters: list[nn.Parameter]
 ) -> torch.optim.Optimizer:

@@ -11,18 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.base import GenerativeModel
+from models.base import Batch, DataSpec, GenerativeModel
+from tasks.data import shards
 from tasks.data.shards import Split
 from tasks.evaluation import conditions
-from tasks.evaluation.features import Extractor
+from tasks.evaluation.features import Extractor, classifier_features
 from tasks.evaluation.fidelity import frechet_distance
 from tasks.evaluation.manifold import manifold_metrics
 from tasks.evaluation.pictures import triptychs
 from tasks.evaluation.reconstruction import psnr
 from tasks.pictures import save_grid, show
 from tasks.training.config import TrainConfig
+from tasks.training.data import batch_on
 
-GRID, TRIPTYCHS = 64, 16
+GRID, TRIPTYCHS, BATCH = 64, 16, 256
+PICTURES = "samples"  # the folder of a picture for each validation
 COVERAGE = frozenset({"coverage"})
 HIGHER_IS_BETTER = ("psnr",)
 
@@ -33,13 +36,14 @@ class Validator:
     `frechet_distance` and `coverage` of images, on `validation_samples` samples against the
     validation split, asked for with its conditions; `bits_per_dim` where the family has a
     likelihood, on up to `validation_images` examples; `psnr` and `perceptual_distance` where it
-    translates and the true image is known. Noise is the same at every call: curves are smooth.
+    translates and the true image is known; where it is asked for, `loss`, the mean of what
+    training descends, on as many. Noise is the same at every call: curves are smooth.
     """
 
     def __init__(
         self,
         split: Split,
-        train: Tensor,
+        train: NDArray[np.uint8],
         extractor: Extractor | None,
         config: TrainConfig,
         pictures: Path | None = None,
@@ -49,6 +53,16 @@ class Validator:
             self.real = extractor(split.x)
             self.train = extractor(train[: config.validation_samples])
         self.floors: dict[int, float] = {}  # of the coverage, by the number of samples
+
+    @classmethod
+    def of(cls, spec: dict[str, Any], device: torch.device) -> Validator:
+        """The one that a training needs (`spec` as in `tasks.train`); reads data and classifier."""
+        prepared, extractor = Path(spec["prepared"]), None
+        if DataSpec(**spec["data"]).modality == "image":  # features are known of images
+            extractor = classifier_features(Path(spec["classifier"]), device)
+        validation, train = (shards.read_split(prepared, s) for s in ("validation", "train"))
+        config, pictures = TrainConfig(**spec["train"]), Path(spec["directory"]) / PICTURES
+        return cls(validation, train.x, extractor, config, pictures)
 
     def __call__(self, model: GenerativeModel, step: int) -> dict[str, Any]:
         torch.manual_seed(self.config.seed)
@@ -63,8 +77,10 @@ class Validator:
             metrics |= self._translation(model, samples, features)
         if model.likelihood != "none":
             x = torch.from_numpy(self.split.x[: self.config.validation_images]).to(model.device)
-            nats = torch.cat([-model.log_prob(part) for part in x.split(256)]).double().mean()
+            nats = torch.cat([-model.log_prob(part) for part in x.split(BATCH)]).double().mean()
             metrics["bits_per_dim"] = float(nats) / (model.data.dimensions * math.log(2))
+        if self.config.select == "loss":
+            metrics["loss"] = self._loss(model)
         self._picture(model, samples, step)
         select: str = self.config.select
         if select == "auto":
@@ -73,6 +89,20 @@ class Validator:
         if select not in metrics:
             raise ValueError(f"train.select: {select} is not measured for this family and data")
         return {**metrics, "score": metrics[select] * (-1 if select in HIGHER_IS_BETTER else 1)}
+
+    def _loss(self, model: GenerativeModel) -> float:
+        reason = loss_unsuited(model)
+        if reason:
+            raise ValueError(f"train.select: loss, but {reason}")
+        (phase,), split = model.phases(), self.split
+        total, n = 0.0, min(len(split.x), self.config.validation_images)
+        for start in range(0, n, BATCH):
+            rows = [None if part is None else part[start : min(start + BATCH, n)] for part in split]
+            parts = [None if part is None else torch.from_numpy(part) for part in rows]
+            assert parts[0] is not None
+            batch = batch_on(Batch(parts[0], *parts[1:]), model.device)
+            total += len(batch.x) * float(model.losses(batch, phase.name)["loss"])
+        return total / n
 
     def _coverage_floor(self, n: int) -> float:
         """What as many training images cover."""
@@ -106,3 +136,13 @@ class Validator:
         truth = torch.from_numpy(self.split.x) if spec.truth else None
         shown = triptychs(source, samples[:TRIPTYCHS], truth, model.data)
         save_grid(path, shown, levels, columns=6 if spec.truth else 8)
+
+
+def loss_unsuited(model: GenerativeModel) -> str | None:
+    """Why the training loss does not say which of two models is better; None: it does."""
+    phases = [phase.name for phase in model.phases()]
+    if len(phases) == 1:
+        return None
+    if not phases:
+        return "the family is fitted, not descended: it has no loss of a batch"
+    return f"the family has {len(phases)} of them ({', '.join(phases)}), which do not add up to one"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,22 +14,24 @@ import torch
 from models import store
 from models.base import DataSpec
 from tasks.data import shards
-from tasks.evaluation.features import classifier_features
+from tasks.training.background import Background
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
 from tasks.training.data import TrainData
-from tasks.training.loop import NonFiniteLoss, Record, fold_seed, train
-from tasks.training.optim import resolve_precision
+from tasks.training.history import HISTORY, Journal
+from tasks.training.loop import train
+from tasks.training.optim import resolve_precision, set_up_torch
+from tasks.training.selection import Inline, Scorer, ValidationFailed
+from tasks.training.turns import NonFiniteLoss, fold_seed
 from tasks.training.validation import Validator
 
-STOP, HISTORY, OUTCOME, PICTURES = "stop", "history.jsonl", "outcome.json", "samples"
+STOP, OUTCOME, CHECKPOINTS = "stop", "outcome.json", "checkpoints"
+FAILURES = {kind.__name__: kind for kind in (NonFiniteLoss, ValidationFailed)}
 
 
 def work(spec: dict[str, Any]) -> None:
     """Train as `spec` says (see `tasks.train`), on one worker of the process group, if any."""
-    torch.set_num_threads(spec["threads"])
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
+    set_up_torch(spec["threads"])
     comm = Comm()
     device = _device()
     config = TrainConfig(**spec["train"])
@@ -40,13 +41,12 @@ def work(spec: dict[str, Any]) -> None:
     torch.manual_seed(fold_seed(config.seed, "init"))
     model = store.build(spec["family"], spec["config"], spec["data"]).to(device)
     data = train_data(prepared, model.data)
-    validate = None
-    if comm.rank == 0:
-        extractor = None  # of features, which are known of images
-        if model.data.modality == "image":
-            extractor = classifier_features(Path(spec["classifier"]), device)
-        validation, train_x = shards.read_split(prepared, "validation"), data.x.cpu()
-        validate = Validator(validation, train_x, extractor, config, directory / PICTURES)
+    scorer: Scorer | None = None
+    if comm.rank == 0 and config.validation == "asynchronous":
+        scorer = Background(spec, device)
+    elif comm.rank == 0:
+        scorer = Inline(Validator.of(spec, device))
+    journal = Journal(directory / HISTORY)
     facts: dict[str, Any] = {"hardware": hardware(device), "workers": comm.world}
     facts["precision"] = resolve_precision(config.precision, device)
     facts["parameters"] = sum(p.numel() for p in model.parameters())
@@ -55,15 +55,16 @@ def work(spec: dict[str, Any]) -> None:
             model,
             data.to(device),
             config,
-            directory / "checkpoints",
+            directory / CHECKPOINTS,
             comm=comm,
-            validate=validate,
+            validate=scorer,
             should_stop=_stop_file(directory / STOP),
-            on_record=_Journal(directory / HISTORY),
+            on_resume=journal.rewind,
+            on_record=journal,
         )
         facts |= asdict(outcome)
-    except NonFiniteLoss as error:  # told to the driver: another try would end the same way
-        facts["error"] = str(error)
+    except tuple(FAILURES.values()) as error:  # told to the driver: another try would end alike
+        facts["error"] = {"kind": type(error).__name__, "message": str(error)}
     if comm.rank == 0:
         (directory / OUTCOME).write_text(json.dumps(facts))
 
@@ -109,40 +110,3 @@ def _stop_file(path: Path, interval: float = 0.5) -> Callable[[], bool]:
         return bool(state["found"])
 
     return stop
-
-
-class _Journal:
-    """Appends each record to a JSONL; a resumed run first drops what it will write again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.fresh = True
-
-    def __call__(self, record: Record) -> None:
-        if self.fresh:
-            self.fresh = False
-            _keep_before(self.path, record["step"])
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _keep_before(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = [r for r in read_history(path) if r["step"] < step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-    temporary.replace(path)
-
-
-def read_history(path: Path) -> list[Record]:
-    """The records of a JSONL; a last line that was cut off by a kill is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
