@@ -21,6 +21,7 @@ from tasks.environment import prepare_environment
 from tasks.training.data import TrainData
 
 prepare_environment()
+torch.set_num_threads(1)  # fixtures of modules begin before `_one_thread`
 
 TINY = DataSpec(shape=(1, 8, 8), levels=4, classes=("a", "b"))
 SMALL_CONFIGS = {

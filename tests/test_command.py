@@ -34,7 +34,7 @@ WRONG = [
     (["run", "--dataset", "mnst"], "did you mean 'mnist'?"),
     (["run", "--data-path", "/nowhere"], "dataset.path: /nowhere does not exist"),
     (["run", "--set", "train.batch_size"], "expected key=value"),
-    (["run", "--set", "train.sede=1"], "train.sede: unknown key; did you mean 'seed'?"),
+    (["run", "--set", "train.select_=auto"], "train.select_: unknown key; did you mean 'select'?"),
     (
         ["run", "--families", "pix2pix"],
         "pix2pix cannot learn from this data: it needs pairs",
