@@ -81,7 +81,8 @@ def project(tmp_path: Path) -> Path:
             else {}
         )
         (tmp_path / "metrics").mkdir(exist_ok=True)
-        save_grid(tmp_path / Run(family, 0).evaluated / "samples.png", tiny_images(4), 4)
+        for name in ("samples", "neighbours"):
+            save_grid(tmp_path / Run(family, 0).evaluated / f"{name}.png", tiny_images(4), 4)
         text = json.dumps(metrics_of(family, distance, weights, **extra))
         (tmp_path / Run(family, 0).metrics).write_text(text)
     reason = {"stage": "train", "reason": "NonFiniteLoss: step 7, phase 'main': loss is nan"}
@@ -176,6 +177,7 @@ def test_the_page_is_self_contained_and_complete(project: Path) -> None:
     assert html.count('role="img"') >= 4
     assert "For digits at 2,000 steps: dcgan is closest to the data" in html
     assert "git commit <code>abc</code>" in html
+    assert html.count("the training images nearest to them") == 4
     assert 'data-value="4.0"' in html  # what the table sorts by
 
 

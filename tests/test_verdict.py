@@ -64,6 +64,12 @@ def test_sharpest_and_most_varied_may_be_others_than_the_winner() -> None:
     assert "97%" in text
 
 
+def test_the_best_of_nothing_is_not_praised() -> None:
+    rows = [scored(name, 30.0, precision=0.0, coverage=0.0) for name in ("dcgan", "vae")]
+    assert "Sharpest" not in said(rows)
+    assert "Most varied" not in said(rows)
+
+
 def test_a_missing_metric_makes_no_sentence_and_no_winner() -> None:
     text = said([scored("dcgan", 2.0, coverage=0.9), row("transformer", bits_per_dim=2.0)])
     assert "dcgan is closest" in text

@@ -21,6 +21,7 @@ PICTURES = (
     "density",
     "data",
     "reconstructions",
+    "neighbours",
     "conditions",
     "translations",
 )

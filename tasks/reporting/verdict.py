@@ -90,14 +90,14 @@ def _fidelity(ok: list[Row], title: str, budget: str) -> list[str]:
         if share <= APART * (spread(row, "frechet_distance") or 0.0):
             said.append("That is no farther from the test images than training images are.")
     sharp = best(ok, "precision", lower=False)
-    if sharp is not None and len(ok) > 1:
+    if sharp is not None and len(ok) > 1 and sharp.row["precision"] > POINT:
         said.append(f"Sharpest: {_share(sharp, 'precision')} of the samples look like real images.")
     return said
 
 
 def _coverage(ok: list[Row]) -> list[str]:
     found = best(ok, "coverage", lower=False)
-    if found is None or len(ok) < 2:
+    if found is None or len(ok) < 2 or found.row["coverage"] <= POINT:
         return []
     floor = found.row.get("coverage_floor")
     of = f" (as many training images: {floor:.0%})" if floor is not None else ""
