@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -185,9 +184,13 @@ def test_it_ends_with_its_training(prepared: Path, tmp_path: Path) -> None:
     folder = tmp_path / CHECKPOINTS / "candidates"
     folder.mkdir(parents=True)
     (folder / "validator.json").write_text(json.dumps({**spec, "device": "cpu"}))
-    with subprocess.Popen(
-        [sys.executable, "-m", "tasks.training.validator", str(folder)], stdin=subprocess.PIPE
-    ) as process:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tasks.training.validator", str(folder)],
+        stdin=subprocess.PIPE,
+        # pytest in the background of a shell ignores it, and would hand that down
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
         torch.manual_seed(0)
         model = store.build(spec["family"], spec["config"], spec["data"])
         candidates = Candidates(tmp_path / CHECKPOINTS)
@@ -195,10 +198,14 @@ def test_it_ends_with_its_training(prepared: Path, tmp_path: Path) -> None:
         wait_until(lambda: candidates.scored() == [4])
         process.send_signal(signal.SIGINT)  # Ctrl-C is for the training to handle
         candidates.add(6, model.state_dict())
-        wait_until(lambda: candidates.scored() == [4, 6])
+        wait_until(lambda: process.poll() is not None or candidates.scored() == [4, 6])
+        assert process.poll() is None
         assert process.stdin is not None
-        threading.Thread(target=process.stdin.close).start()
+        process.stdin.close()
         assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_loss_is_the_mean_over_the_validation_split(prepared: Path, tmp_path: Path) -> None:

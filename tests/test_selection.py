@@ -148,11 +148,12 @@ def test_a_score_that_comes_between_two_looks_is_told(
     tmp_path: Path, straight: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It arrives just before the training sees that nothing waits any more."""
-    honest = Candidates.waiting
+    honest, seen = Candidates.waiting, set[int]()
 
     def waiting(self: Candidates) -> list[int]:
-        for step in honest(self):
+        for step in seen.intersection(honest(self)):  # at the second look it is there
             self.put(step, {"score": SCORES[step]})
+        seen.update(honest(self))
         return honest(self)
 
     class Elsewhere(Late):
