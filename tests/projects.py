@@ -81,7 +81,7 @@ def command(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def run(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        words, cwd=path, env=environment(path), capture_output=True, text=True, timeout=600
+        words, cwd=path, env=environment(path), capture_output=True, text=True, timeout=1200
     )
 
 

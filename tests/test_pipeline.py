@@ -18,7 +18,7 @@ from models import FAMILIES
 from tasks.params import override_params
 from tests import projects
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1500)]
 
 RAN = ("vae", "dcgan", "realnvp", "cgan")  # test_distributed.py has the others
 

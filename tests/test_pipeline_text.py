@@ -10,7 +10,7 @@ import pytest
 
 from tests import projects
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1500)]
 
 SMALL = (
     "dataset.window=32",
