@@ -189,7 +189,14 @@ def test_a_page_with_only_failures_still_renders(project: Path) -> None:
 
 def test_seeds_become_a_mean_and_their_deviation() -> None:
     runs = [
-        metrics_of("vae", distance, "w", seed=seed, class_shares=[share, 1 - share])
+        metrics_of(
+            "vae",
+            distance,
+            "w",
+            seed=seed,
+            class_shares=[share, 1 - share],
+            by_class={"a": distance, "b": 1.0} if seed else {"a": distance},
+        )
         for seed, distance, share in ((0, 4.0, 0.25), (1, 6.0, 0.5), (2, 8.0, 0.75))
     ]
     row = combine(runs)
@@ -199,6 +206,7 @@ def test_seeds_become_a_mean_and_their_deviation() -> None:
     assert spread(row, "frechet_distance") == 2.0  # not the 0.1 of the subsets
     assert spread(combine(runs[:1]), "frechet_distance") == 0.1
     assert row["class_shares"] == [0.5, 0.5]
+    assert row["by_class"] == {"a": 6.0}  # the first seed has no b
     assert row["parameters"] == 1234
     assert "parameters_seed_std" not in row
     assert "frechet_distance_std_seed_std" not in row

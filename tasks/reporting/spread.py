@@ -56,6 +56,9 @@ def _value(name: str, values: list[Any]) -> Row:
         return {name: statistics.fmean(values), name + SUFFIX: statistics.stdev(values)}
     if all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
         return {name: [statistics.fmean(part) for part in zip(*values, strict=True)]}
+    if all(isinstance(value, dict) for value in values):  # by class; those that every seed has
+        keys = [key for key in values[0] if all(key in value for value in values)]
+        return {name: {key: statistics.fmean(value[key] for value in values) for key in keys}}
     return {name: ", ".join(dict.fromkeys(map(str, values)))}
 
 
