@@ -215,7 +215,7 @@ def test_a_hyperparameter_retrains_its_family_and_what_follows(finished: Path) -
 def test_what_changed_is_told_from_mlflow_and_from_the_folder(finished: Path) -> None:
     done = projects.genarena(finished, "diff", "compare-digits", ".")
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if "frechet_distance" in line]
+    rows = [line for line in done.stdout.splitlines() if "frechet_distance " in line]
     assert len(rows) == len(RAN)
     assert all("equal" in row for row in rows)
     assert "not comparable" not in done.stdout
