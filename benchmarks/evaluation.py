@@ -122,7 +122,10 @@ def everything(
 
     few = test[:100].numpy()
     stored = real.compute(
-        extract, judge, {"train": train.numpy(), "validation": few, "test": test.numpy()}
+        extract,
+        judge,
+        {"train": train.numpy(), "validation": few, "test": test.numpy()},
+        len(fake),
     )
     yardstick = quality.Yardstick(split(train), few, split(test), extract, stored, judge)
     found, begun = {}, time.perf_counter()

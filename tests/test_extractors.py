@@ -16,7 +16,7 @@ from tasks import features as stage
 from tasks import prepare
 from tasks.data.config import DatasetConfig
 from tasks.errors import BadInput
-from tasks.evaluation import extractors, real, registered
+from tasks.evaluation import extractors, floors, real, registered
 from tasks.evaluation import features as interface
 from tasks.params import ClassifierConfig, EvaluationConfig, Params
 
@@ -192,6 +192,7 @@ def test_real_features_are_stored_once_and_read_back(folders: Path) -> None:
     assert (found.features["test"] == extract(x)).all()
     judge = judges.load(folders / "classifier")
     np.testing.assert_allclose(found.logits["test"], judges.logits(judge, x), atol=1e-5)
+    assert found.floors == floors.compute(found.features, EvaluationConfig().samples)
     assert {p.suffix for p in (folders / "stored").iterdir()} == {".npy", ".json"}
 
 
@@ -219,10 +220,9 @@ def test_features_that_are_no_numbers_are_refused(folders: Path) -> None:
     from tasks.evaluation import classifier as judges
 
     spoil = interface.Extractor("logs", "", lambda x: x.flatten(1).float().log(), CPU)
+    judge, black = judges.load(folders / "classifier"), np.zeros((3, 1, 8, 8), np.uint8)
     with pytest.raises(BadInput, match="features of 3 of 3 train images are not finite"):
-        real.compute(
-            spoil, judges.load(folders / "classifier"), {"train": np.zeros((3, 1, 8, 8), np.uint8)}
-        )
+        real.compute(spoil, judge, {"train": black}, 3)
 
 
 def test_without_images_there_are_no_features_and_no_ray(tmp_path: Path) -> None:

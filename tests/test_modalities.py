@@ -16,15 +16,15 @@ from torch import Tensor
 from models import FAMILIES, store
 from models.base import PLURALS, Batch, DataSpec, GenerativeModel
 from tasks.data.shards import Split
-from tasks.evaluation import pictures, protocol
-from tasks.evaluation.decoder import AISConfig
-from tasks.evaluation.usefulness import UsefulnessConfig
+from tasks.evaluation import pictures
+from tasks.evaluation.quality import Yardstick
 from tasks.register import _log_model
 from tasks.training.config import Budget, TrainConfig
 from tasks.training.data import TrainData
 from tasks.training.loop import train
 from tasks.training.validation import Validator
 from tests.conftest import SMALL_CONFIGS
+from tests.measuring import measured
 
 SPECS = {
     "text": DataSpec(shape=(12,), levels=256, modality="text"),
@@ -107,7 +107,7 @@ def test_the_protocol_measures_it(case: tuple[str, str], tmp_path: Path) -> None
     if not model.phases():
         with torch.no_grad():
             model.fit(Batch(torch.from_numpy(x)))
-    yardstick = protocol.Yardstick(
+    yardstick = Yardstick(
         train=Split(x, None, None, None),
         validation=x[:20],
         test=Split(x[20:], None, None, None),
@@ -116,21 +116,7 @@ def test_the_protocol_measures_it(case: tuple[str, str], tmp_path: Path) -> None
         judge=None,
         entropy=3.0 if modality == "points" else None,
     )
-    found = protocol.measure(
-        model,
-        model,
-        yardstick,
-        samples=20,
-        batch_size=10,
-        likelihood_examples=12,
-        likelihood_draws={"exact": 1, "bound": 2, "ode": 1, "ais": 1},
-        anomaly_images=4,
-        ais=AISConfig(images=0),
-        reconstruction_images=4,
-        usefulness=UsefulnessConfig(samples=0),
-        seed=0,
-        say=lambda text: None,
-    )
+    found = measured(model, yardstick, 20)
     assert found.metrics["nats"] > 0
     assert "no features" in found.not_applicable["frechet_distance"]
     assert "letters" in found.not_applicable["anomaly_auroc"]

@@ -12,19 +12,18 @@ from torch import Tensor
 
 from models.base import Batch, Config, DataSpec, GenerativeModel, SourceSpec
 from tasks.data.shards import Split
-from tasks.evaluation import conditions, protocol, real, translation
+from tasks.evaluation import conditions, real, translation
 from tasks.evaluation.classifier import Classifier, fit
-from tasks.evaluation.decoder import AISConfig
 from tasks.evaluation.features import Extractor
 from tasks.evaluation.manifold import manifold_metrics
 from tasks.evaluation.measured import Measured
 from tasks.evaluation.pictures import by_class, triptychs
 from tasks.evaluation.quality import Yardstick
-from tasks.evaluation.usefulness import UsefulnessConfig
 from tasks.training.config import TrainConfig
 from tasks.training.validation import Validator
 from tasks.training.watch import Watch
 from tests.conftest import tiny_images
+from tests.measuring import measured
 
 DATA = DataSpec(shape=(1, 8, 8), levels=16, classes=("dark", "bright"))
 EDGES = SourceSpec(kind="edges", shape=(1, 8, 8))
@@ -134,28 +133,16 @@ def yardstick_of(train: Split, test: Split, judge: Classifier) -> Yardstick:
     extract = extractor(judge)
     validation = split_of(40, seed=4).x
     splits = {"train": train.x, "validation": validation, "test": test.x}
-    return Yardstick(train, validation, test, extract, real.compute(extract, judge, splits), judge)
+    return Yardstick(
+        train, validation, test, extract, real.compute(extract, judge, splits, 300), judge
+    )
 
 
 def measure(
     model: Told, judge: Classifier, n: int = 200, yardstick: Yardstick | None = None
 ) -> Measured:
     yardstick = yardstick or yardstick_of(split_of(150, seed=2), split_of(80, seed=3), judge)
-    return protocol.measure(
-        model,
-        model,
-        yardstick,
-        samples=n,
-        batch_size=200,
-        likelihood_examples=8,
-        likelihood_draws={"exact": 1},
-        anomaly_images=8,
-        ais=AISConfig(images=0),
-        reconstruction_images=8,
-        usefulness=UsefulnessConfig(samples=0),
-        seed=0,
-        say=lambda text: None,
-    )
+    return measured(model, yardstick, n, batch_size=200)
 
 
 @pytest.mark.parametrize("condition", ["label", "text"])

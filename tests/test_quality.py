@@ -14,15 +14,14 @@ from torch import Tensor
 
 from models.base import Config, DataSpec, GenerativeModel, from_signed, from_unit
 from tasks.data.shards import Split
-from tasks.evaluation import extractors, fidelity, pictures, protocol, real
+from tasks.evaluation import extractors, fidelity, floors, pictures, protocol, real
 from tasks.evaluation.classifier import Classifier, predict
-from tasks.evaluation.decoder import AISConfig
 from tasks.evaluation.features import Extractor
 from tasks.evaluation.manifold import manifold_metrics, nearest
 from tasks.evaluation.measured import Measured, Unmeasurable
 from tasks.evaluation.quality import Yardstick
-from tasks.evaluation.usefulness import UsefulnessConfig
 from tasks.reporting import table
+from tests.measuring import measured
 
 CPU = torch.device("cpu")
 CLASSES = ("dark", "grey", "bright")
@@ -82,28 +81,14 @@ def yardstick_of(
     train, validation, test = split_of(400, 0), split_of(60, 1), test or split_of(200, 2)
     splits = {"train": train.x, "validation": validation.x, "test": test.x}
     return Yardstick(
-        train, validation.x, test, extractor, real.compute(extractor, judge, splits), judge
+        train, validation.x, test, extractor, real.compute(extractor, judge, splits, 300), judge
     )
 
 
 def measure(
     model: GenerativeModel, yardstick: Yardstick, samples: int = 300, untrained: Any = None
 ) -> Measured:
-    return protocol.measure(
-        model,
-        untrained or Deals(split_of(300, 7).x),
-        yardstick,
-        samples=samples,
-        batch_size=64,
-        likelihood_examples=8,
-        likelihood_draws={"exact": 1},
-        anomaly_images=8,
-        ais=AISConfig(images=0),
-        reconstruction_images=8,
-        usefulness=UsefulnessConfig(samples=0),
-        seed=0,
-        say=lambda text: None,
-    )
+    return measured(model, yardstick, samples, untrained or Deals(split_of(300, 7).x))
 
 
 def told(found: Measured) -> str:
@@ -202,6 +187,31 @@ def test_distances_by_class_are_those_of_the_class_alone(judge: Classifier) -> N
     assert found["class_frechet_distance_max"] == max(found["class_frechet_distances"].values())
     worst = found["class_frechet_distance_max_of"]
     assert found["class_frechet_distances"][worst] == found["class_frechet_distance_max"]
+
+
+def test_floors_are_computed_once_for_so_many_samples(
+    judge: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yardstick = yardstick_of(judge)  # with the floors of 300 samples
+    assert yardstick.real is not None
+    train, test = (yardstick.real.features[name] for name in ("train", "test"))
+    asked: list[int] = []
+
+    def counted(features: Any, samples: int) -> dict[str, Any]:
+        asked.append(samples)
+        return compute(features, samples)
+
+    compute = floors.compute
+    monkeypatch.setattr(floors, "compute", counted)
+    found = measure(Deals(split_of(300, 5).x), yardstick).metrics
+    assert asked == []
+    assert found["frechet_distance_floor"] == fidelity.frechet_distance(train[:300], test)
+    assert found["kid_floor"] == fidelity.kid(train[:300], test).mean
+    assert found["recall_floor"] == manifold_metrics(test, train[:300])["recall"]
+    fewer = measure(Deals(split_of(150, 5).x), yardstick, 150).metrics
+    assert asked == [150]
+    assert fewer["frechet_distance_floor"] == fidelity.frechet_distance(train[:150], test)
+    assert fewer["frechet_distance_train_floor"] == fidelity.frechet_distance(test[:150], train)
 
 
 def test_a_class_that_the_test_split_lacks_is_named(judge: Classifier) -> None:

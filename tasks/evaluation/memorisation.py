@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.evaluation.floors import NEW
 from tasks.evaluation.manifold import nearest
 from tasks.evaluation.quality import Found, Seen, Yardstick
 
@@ -36,7 +37,7 @@ def measure(seen: Seen, yardstick: Yardstick, *, finite: bool) -> Found:
             metrics["distinct_samples"] = len(set(digests))
     if not finite:
         return metrics, {}
-    usual = float(np.median(nearest(real.features["test"], real.features["train"])[0]))
+    usual = real.floors_of(len(seen.features))[NEW]
     if usual == 0:
         reason = "half of the test images have the features of a training image"
         return metrics, {"nearest_train_ratio": reason}

@@ -1,6 +1,5 @@
 """The fidelity group: features of samples against those of the real splits, floors beside them.
 
-The floor is what training images score in the samples' place, as many of them as there are samples.
 A number that cannot be had is absent, with the reason.
 """
 
@@ -97,21 +96,20 @@ def measure(seen: Seen, before: NDArray[np.float32] | None, yardstick: Yardstick
     assert extractor is not None
     assert real is not None
     fake, train, test = seen.features, real.features["train"], real.features["test"]
-    alike = train[: len(fake)]  # for the floors: what a set of that size scores depends on the size
+    alike = min(len(fake), len(train))  # a floor has no more rows than that, nor may the samples
     metrics: dict[str, Any] = {
         "features": extractor.name,
         "features_sha256": extractor.sha256,
         "feature_dimensions": fake.shape[1],
-        "manifold_samples": len(alike),
+        "manifold_samples": alike,
     }
     found, reasons = _frechet(fake, before, train, test)
     metrics |= found
     value = fidelity.kid(fake, test)
     metrics["kid"], metrics["kid_std"], metrics["kid_std_error"] = value
-    metrics["kid_floor"] = fidelity.kid(alike, test).mean
-    metrics |= manifold_metrics(test, fake[: len(alike)])
-    floors = manifold_metrics(test, alike)
-    metrics |= {f"{name}_floor": value for name, value in floors.items()}
+    metrics |= manifold_metrics(test, fake[:alike])
+    floors = real.floors_of(len(fake))
+    metrics |= {f"{k}_floor": floors[k] for k in NAMES if k in floors and k in metrics}
     return metrics, reasons
 
 
@@ -122,22 +120,17 @@ def _frechet(
     test: NDArray[np.float32],
 ) -> Found:
     found: dict[str, Any] = {}
-    reasons, dimensions, alike = {}, fake.shape[1], train[: len(fake)]
+    reasons, dimensions = {}, fake.shape[1]
     if reason := too_few(dimensions, samples=len(fake), test_images=len(test)):
         reasons["frechet_distance"] = reason
     else:
         against = fidelity.moments(test)
         found["frechet_distance"] = fidelity.frechet_distance(fake, against)
         found["frechet_distance_std"] = fidelity.frechet_distance_spread(fake, test)
-        for name, rows in (("untrained", before), ("floor", alike)):
-            if rows is not None and not too_few(dimensions, rows=len(rows)):
-                found[f"frechet_distance_{name}"] = fidelity.frechet_distance(rows, against)
+        if before is not None and not too_few(dimensions, rows=len(before)):
+            found["frechet_distance_untrained"] = fidelity.frechet_distance(before, against)
     if reason := too_few(dimensions, samples=len(fake), training_images=len(train)):
         reasons["frechet_distance_train"] = reason
     else:
-        against = fidelity.moments(train)
-        found["frechet_distance_train"] = fidelity.frechet_distance(fake, against)
-        if not too_few(dimensions, rows=len(test)):
-            mirrored = fidelity.frechet_distance(test[: len(fake)], against)
-            found["frechet_distance_train_floor"] = mirrored
+        found["frechet_distance_train"] = fidelity.frechet_distance(fake, train)
     return found, reasons

@@ -1,6 +1,6 @@
-"""What is computed of the real images once, and stored: their features, and the judge's logits.
+"""What is computed of the real images once, and stored: features, the judge's logits, floors.
 
-    features.json   name, sha256, dimensions, data_sha256, classifier_sha256, rows
+    features.json   name, sha256, dimensions, data_sha256, classifier_sha256, rows, floors
     <split>.npy     float32 [N, D]
     <split>-logits.npy   float32 [N, C], where the dataset's classifier knows classes
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import BadInput
+from tasks.evaluation import floors
 from tasks.evaluation.classifier import Classifier
 from tasks.evaluation.features import Extractor, logits
 
@@ -26,18 +27,30 @@ FACTS = "features.json"
 Rows = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass
 class RealFeatures:
-    """Features `[N, D]` and logits `[N, C]` by split; no logits where there are no classes."""
+    """Features `[N, D]` and logits `[N, C]` by split; no logits where there are no classes.
+    And the floors of the number of samples that was asked for."""
 
     features: Mapping[str, Rows]
     logits: Mapping[str, Rows]
+    floors: Mapping[str, Any]
+
+    def floors_of(self, samples: int) -> Mapping[str, Any]:
+        """Floors for that many samples: the stored ones, or else new ones (translators draw
+        fewer), which are kept."""
+        if self.floors[floors.SIZE] != floors.size(self.features, samples):
+            self.floors = floors.compute(self.features, samples)
+        return self.floors
 
 
 def compute(
-    extractor: Extractor, judge: Classifier, splits: Mapping[str, NDArray[np.uint8]]
+    extractor: Extractor,
+    judge: Classifier,
+    splits: Mapping[str, NDArray[np.uint8]],
+    samples: int,
 ) -> RealFeatures:
-    """Of images `[N, C, H, W]` by split.
+    """Of images `[N, C, H, W]` by split; floors for so many samples.
 
     Raises BadInput where features are not finite: no distance to them would be a number.
     """
@@ -52,7 +65,7 @@ def compute(
             )
         if judge.task == "classes":
             found[name] = logits(extractor, features[name], judge, images)
-    return RealFeatures(features, found)
+    return RealFeatures(features, found, floors.compute(features, samples))
 
 
 def save(
@@ -76,6 +89,7 @@ def save(
             "data_sha256": data_sha256,
             "classifier_sha256": classifier_sha256,
             "rows": {split: len(rows) for split, rows in real.features.items()},
+            "floors": dict(real.floors),
         },
     )
 
@@ -114,7 +128,7 @@ def load(
             if file.exists()
         }
 
-    return RealFeatures(arrays(""), arrays("-logits"))
+    return RealFeatures(arrays(""), arrays("-logits"), facts["floors"])
 
 
 def _write(directory: Path, facts: dict[str, Any]) -> dict[str, Any]:
