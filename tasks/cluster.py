@@ -73,6 +73,15 @@ def worker_resources(config: ClusterConfig) -> dict[str, float]:
     return {"CPU": float(config.cpus_per_worker), "GPU": float(gpus)}
 
 
+def spare_processor(config: ClusterConfig, trainings: int) -> bool:
+    """Whether one is left when as many of the `trainings` run at once as the cluster holds."""
+    import ray
+
+    at_once = min(families_at_once(config), trainings)
+    taken = at_once * config.workers * worker_resources(config)["CPU"]
+    return ray.cluster_resources().get("CPU", 0) - taken >= 1
+
+
 def families_at_once(config: ClusterConfig) -> int:
     """How many families' workers the cluster holds side by side; BadInput where it is none."""
     import ray

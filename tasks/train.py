@@ -15,7 +15,7 @@ from typing import Any
 import models
 from models import store
 from tasks import stage
-from tasks.cluster import connected
+from tasks.cluster import connected, spare_processor
 from tasks.data import shards
 from tasks.params import Params, load_params
 from tasks.provenance import git_state
@@ -70,6 +70,9 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
     tracked = TrainingRun(params, which, manifest, token, work)
     watch = Watch(work, params.train.budget, tracked)
     with connected(params.cluster):
+        if params.train.validation == "auto":  # the results are the same, and so is the key
+            spare = spare_processor(params.cluster, len(params.families) * len(params.seeds))
+            spec["train"]["validation"] = "asynchronous" if spare else "synchronous"
         launch(spec, params.cluster, params.train.max_failures, watch)
     outcome = json.loads((work / OUTCOME).read_text())
     if "error" in outcome:

@@ -18,8 +18,10 @@ import torch
 
 from models import store
 from tasks import prepare
+from tasks.cluster import spare_processor
 from tasks.data.config import DatasetConfig
 from tasks.data.shards import read_manifest
+from tasks.params import ClusterConfig
 from tasks.training.background import DEATHS, Background
 from tasks.training.candidates import Candidates, load_best
 from tasks.training.config import Budget, TrainConfig
@@ -152,6 +154,30 @@ def test_stopped_before_anything_is_scored_the_next_run_scores_it(
     assert not psutil.pid_exists(frozen.process.pid)  # type: ignore[union-attr]
     outcome = run(spec, Background(spec, CPU))
     assert (*result(spec), outcome.best_step, outcome.best_score) == synchronous
+
+
+@pytest.mark.parametrize(
+    ("there", "workers", "trainings", "expected"),
+    [
+        ({"CPU": 2.0}, 1, 1, True),
+        ({"CPU": 2.0}, 1, 3, False),  # two at once take both
+        ({"CPU": 2.0}, 2, 3, False),
+        ({"CPU": 8.0}, 1, 3, True),
+        ({"CPU": 16.0, "GPU": 1.0}, 1, 20, True),  # one at once: there is one GPU
+        ({"CPU": 1.0}, 1, 1, False),
+    ],
+)
+def test_a_spare_processor_is_one_that_no_training_takes(
+    there: dict[str, float],
+    workers: int,
+    trainings: int,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    assert spare_processor(ClusterConfig(workers=workers), trainings) is expected
 
 
 def test_its_error_is_the_trainings(prepared: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ SETTINGS = {
     "train.checkpoint_every": INTERVAL,
     "train.log_every": 10,
     "train.validate_every": 100,
+    "train.validation": "asynchronous",
 }
 
 

@@ -54,8 +54,9 @@ class TrainSection(Config):
     validate_every: Positive = 250  # steps
     checkpoint_every: Positive = 250  # steps; what a kill can cost
     # asynchronous: a process beside the training validates, at the lowest priority; synchronous:
-    # training waits meanwhile, for GPUs (or memory) that have no room for a second process
-    validation: Literal["asynchronous", "synchronous"] = "asynchronous"
+    # training waits meanwhile, for GPUs (or memory) that have no room for a second process; auto:
+    # asynchronous where the trainings leave a processor over, for without one it only adds a start
+    validation: Literal["auto", "asynchronous", "synchronous"] = "auto"
     validation_images: Positive = 512  # of the validation split, for the likelihood
     validation_samples: int = Field(512, ge=8)  # drawn from the model, for the Fréchet distance
     # auto: bits_per_dim for a family with a likelihood, else frechet_distance; loss: of families
