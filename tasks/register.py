@@ -33,7 +33,7 @@ REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors"
 def run(params: Params, out: Path, root: Path = Path()) -> dict[str, Any]:
     """Register what `metrics/` and `artifacts/train/` hold; writes and returns what was done."""
     rows = leaderboard.load_families(params.families, params.seeds, root)
-    ok = [_chosen(row, root) for row in rows if leaderboard.score(row)]
+    ok = [{**_chosen(row, root), "rank": row["rank"]} for row in rows if leaderboard.score(row)]
     done = tracking.tolerant("registering", lambda: _register(params, ok, root))
     out.parent.mkdir(parents=True, exist_ok=True)
     if done is None:
@@ -59,8 +59,10 @@ def _register(params: Params, rows: list[dict[str, Any]], root: Path) -> dict[st
     client = tracking.connect(params)
     dataset = params.dataset.title
     done = {}
-    # what needs a source image generates nothing by itself; only class conditions are optional
-    free = [row for row in rows if "source" not in FAMILIES[row["family"]].conditions]
+    # what needs a source image generates nothing by itself, and what lacks the number that ranks
+    # the others is not known to be better than any of them
+    ranked = [row for row in rows if row["rank"] is not None]
+    free = [row for row in ranked if "source" not in FAMILIES[row["family"]].conditions]
     for row in rows:
         which = Run(row["family"], row["seed"])
         folder = root / which.trained
