@@ -60,7 +60,7 @@ class PixelCNNConfig(Config):
     width: Positive = 32  # p: feature maps of each stack, twice as many before a gate
     layers: Positive = 8
     first_kernel: Side = 7  # side of the first layer's masked square
-    kernel: Side = 3  # and of the later ones'
+    kernel: Side = 5  # and of the later ones: with 3, eight layers see too few rows of 28
     hidden: Positive = 64  # feature maps between the head's two 1x1 convolutions
     dropout: float = Field(0.0, ge=0, lt=1)  # of the horizontal stack's gated maps
     class_conditional: bool = False

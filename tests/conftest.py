@@ -41,7 +41,7 @@ SMALL_CONFIGS = {
         "prior_heads": 2,
     },
     "transformer": {"width": 16, "layers": 1, "heads": 2},
-    "pixelcnn": {"width": 8, "layers": 2, "first_kernel": 3, "hidden": 8},
+    "pixelcnn": {"width": 8, "layers": 2, "first_kernel": 3, "kernel": 3, "hidden": 8},
     "ddpm": {"width": 8, "timesteps": 20, "inversion_steps": 5},
     "flow_matching": {"width": 8, "pairing": "optimal_transport", "rtol": 0.1, "atol": 0.1},
     "gmm": {"components": 3},
