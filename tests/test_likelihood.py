@@ -38,6 +38,15 @@ class Brightness(GenerativeModel):
         return self.logs[x.long()].flatten(1).sum(1)
 
 
+def test_a_long_likelihood_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Brightness(DataSpec(shape=(5,), levels=256, modality="text"), [1.0] * 256)
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(likelihood.time, "monotonic", lambda: next(clock))
+    told: list[str] = []
+    likelihood.measure(model, np.zeros((300, 5), np.uint8), DRAWS, None, told.append)
+    assert told == ["likelihood 128/300", "likelihood 256/300", "likelihood 300/300"]
+
+
 def test_nats_bits_and_perplexity_are_of_the_discrete_data() -> None:
     model = Brightness(DataSpec(shape=(5,), levels=256, modality="text"), [1.0] * 256)
     x = np.random.default_rng(0).integers(0, 256, (300, 5), np.uint8)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,24 @@ from models.base import GenerativeModel
 CHUNK = 128  # examples at a time
 
 
-def nats(model: GenerativeModel, x: NDArray[np.uint8] | Tensor, draws: int) -> Tensor:
-    """-log P of each example, float64 `[N]` on the CPU."""
-    levels = torch.as_tensor(x)
-    parts = [
-        -model.log_prob(part.to(model.device), samples=draws).double().cpu()
-        for part in levels.split(CHUNK)
-    ]
+def _quiet(text: str) -> None:
+    pass
+
+
+def nats(
+    model: GenerativeModel,
+    x: NDArray[np.uint8] | Tensor,
+    draws: int,
+    say: Callable[[str], None] = _quiet,
+) -> Tensor:
+    """-log P of each example, float64 `[N]` on the CPU. `say` is told how far it is."""
+    parts, done, shown = [], 0, time.monotonic()
+    for part in torch.as_tensor(x).split(CHUNK):
+        parts.append(-model.log_prob(part.to(model.device), samples=draws).double().cpu())
+        done += len(part)
+        if time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            say(f"likelihood {done:,}/{len(x):,}")
     return torch.cat(parts)
 
 
@@ -31,7 +44,11 @@ def taken(model: GenerativeModel, draws: dict[str, int]) -> int:
 
 
 def measure(
-    model: GenerativeModel, test: NDArray[np.uint8], draws: dict[str, int], entropy: float | None
+    model: GenerativeModel,
+    test: NDArray[np.uint8],
+    draws: dict[str, int],
+    entropy: float | None,
+    say: Callable[[str], None] = _quiet,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Metrics, and reasons for those that there are not.
 
@@ -45,7 +62,7 @@ def measure(
         reason = "the family has no likelihood"
         return {}, {"nats": reason, "bits_per_dim": reason}
     k = taken(model, draws)
-    values = nats(model, test, k)
+    values = nats(model, test, k, say)
     mean = float(values.mean())
     if not math.isfinite(mean):
         reason = f"{int((~values.isfinite()).sum())} of {len(test)} test examples have none finite"

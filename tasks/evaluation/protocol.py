@@ -86,7 +86,7 @@ def measure(
     say("likelihood")
     # where the entropy is known the error of the difference is what counts: all points
     measured = test.x if yardstick.entropy is not None else test.x[:likelihood_examples]
-    found.add(likelihood.measure(model, measured, likelihood_draws, yardstick.entropy))
+    found.add(likelihood.measure(model, measured, likelihood_draws, yardstick.entropy, say))
     _anomaly(found, model, yardstick, anomaly_images, likelihood_draws)
     _decoder(found, model, yardstick, ais, say)
     say("reconstruction")
