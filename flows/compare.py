@@ -66,7 +66,11 @@ def _stages(params: Params, environment: dict[str, str]) -> State[Any]:
         if (state := run_stage(stage, environment, return_state=True)).is_failed():
             return as_own(state)
     asked = runs(params.families, params.seeds)
-    chains = [start_run(which, environment, slots) for which in asked]
+    chains = []
+    for which in asked:  # a run has its place until it is measured: results come one by one
+        slots.acquire()
+        chains.append(start_run(which, environment))
+        chains[-1].add_done_callback(lambda _: slots.release())
     failed = [run.name for run, last in zip(asked, chains, strict=True) if failed_chain(last)]
     for stage in ("report", "register")[: 1 if len(failed) == len(chains) else 2]:
         if (state := run_stage(stage, environment, return_state=True)).is_failed():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,13 +31,10 @@ NOISE = (  # DVC's own remarks
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{stage}")
-def run_stage(
-    stage: str, environment: Mapping[str, str], slots: threading.Semaphore | None = None
-) -> State[Any]:
+def run_stage(stage: str, environment: Mapping[str, str]) -> State[Any]:
     """`dvc repro` of one stage, its output streamed into the log line by line.
 
-    A failed state has the stage's own error line as its message. `slots` bounds how many run
-    at once.
+    A failed state has the stage's own error line as its message.
     """
     logger = get_run_logger()
     last, refused = "", False
@@ -52,8 +48,7 @@ def run_stage(
             logger.info(text)
 
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    with slots or threading.Semaphore():
-        status = run_process(command, {**environment, FLOW_PID: str(os.getpid())}, on_line)
+    status = run_process(command, {**environment, FLOW_PID: str(os.getpid())}, on_line)
     if status == 0:
         return Completed()
     name = REFUSED if refused else "Failed"
@@ -65,13 +60,11 @@ def as_own(state: State[Any]) -> State[Any]:
     return Failed(name=state.name, message=state.message)
 
 
-def start_run(
-    which: Run, environment: Mapping[str, str], slots: threading.Semaphore
-) -> PrefectFuture[Any]:
+def start_run(which: Run, environment: Mapping[str, str]) -> PrefectFuture[Any]:
     """Train, then evaluate; the future is of the last stage."""
-    trained = run_stage.submit(f"train@{which.name}", environment, slots)
+    trained = run_stage.submit(f"train@{which.name}", environment)
     return run_stage.submit(  # type: ignore[call-overload]
-        f"evaluate@{which.name}", environment, slots, wait_for=[trained]
+        f"evaluate@{which.name}", environment, wait_for=[trained]
     )
 
 
