@@ -140,3 +140,14 @@ def test_reconstruction_is_exact() -> None:
     x = torch.randint(0, 17, (32, 1, 8, 8), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(model.reconstruct(x), x)
+
+
+def test_no_latent_is_inverted_into_an_overflow() -> None:
+    """Couplings that shrink much by weights are, backwards, divisions by almost nothing."""
+    model = fresh((1, 8, 8), levels=17).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("net.6.weight", "prior.weight")):
+                parameter.copy_(3 * torch.randn_like(parameter))
+        y = model.inverse(3 * torch.randn(500, 64))
+    assert y.isfinite().all()
