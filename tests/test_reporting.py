@@ -245,7 +245,7 @@ def test_a_family_without_the_number_that_ranks_is_shown_but_not_ranked(project:
     assert ranks == {"dcgan": 1, "vae": None, "realnvp": None}
     assert [row["family"] for row in rows_of(project)] == ["dcgan", "vae", "realnvp"]
     html = render(project)
-    assert "No frechet_distance: the samples are not finite." in html
+    assert "frechet_distance: the samples are not finite" in html
     assert "vae: Not ranked: no frechet_distance: the samples are not finite." in html
     (project / Run("dcgan", 0).metrics).unlink()
     assert rows_of(project)[0]["rank"] == 1  # alone, by its bits/dim
@@ -254,6 +254,27 @@ def test_a_family_without_the_number_that_ranks_is_shown_but_not_ranked(project:
 def test_the_pareto_line_joins_what_nothing_beats_in_both() -> None:
     points = [(1.0, 9.0), (2.0, 4.0), (3.0, 5.0), (4.0, 4.0), (5.0, 1.0), (1.0, 10.0)]
     assert figures.pareto(points) == [(1.0, 9.0), (2.0, 4.0), (5.0, 1.0)]
+
+
+def test_many_families_are_told_apart_and_named_where_there_is_room() -> None:
+    def figure(count: int) -> str:
+        rows = [
+            {**metrics_of(f"family{i:02d}", 1.0 + i, "w", train_seconds=10.0**i), "rank": i + 1}
+            for i in range(count)
+        ]
+        return figures.quality_against_cost(rows)
+
+    few, many = figure(figures.FEW), figure(figures.FEW + 1)
+    assert ">family00<" in few
+    assert ">family00<" not in many  # the rank within the point instead; the caption says so
+    assert f">{figures.FEW + 1}<" in many
+    names = [f"family{i:02d}" for i in range(24)]
+    assert len(set(figures.styles(names).values())) == 24
+    curve = [{"step": 1, "validation/kid": 1.0}]
+    assert all(
+        f">{n}<" in figures.validation_curves({n: [curve] for n in names}, "kid", "KID")
+        for n in names
+    )
 
 
 TAGS = {

@@ -20,7 +20,9 @@ from tasks.reporting.spread import spread
 History = list[dict[str, Any]]
 
 INK = "#010203"  # replaced by `currentColor`
+FEW = 6  # families whose names find room beside their points
 COLOURS = ["#3b76d4", "#d9772b", "#2f9e62", "#c2447e", "#8a63d2", "#8c7a1f", "#1f98a8", "#a55a3c"]
+LINES = ["-", "--", ":"]  # of more families than there are colours
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "genarena",
@@ -59,15 +61,18 @@ def loss_curves(history: History, title: str) -> str:
         return _svg(figure, f"Training loss of {title}")
 
 
-def colours(families: list[str]) -> dict[str, str]:
-    """Each family's colour, the same in every figure whatever the ranking."""
-    return dict(zip(sorted(families), COLOURS * (1 + len(families) // len(COLOURS)), strict=False))
+def styles(families: list[str]) -> dict[str, tuple[str, str]]:
+    """Each family's colour and line, the same in every figure whatever the ranking."""
+    return {
+        family: (COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)])
+        for i, family in enumerate(sorted(families))
+    }
 
 
 def validation_curves(histories: dict[str, list[History]], metric: str, label: str) -> str:
     """One validation metric of all families over the steps, a line for each seed; empty where
     none has it."""
-    colour = colours(list(histories))
+    style = styles(list(histories))
     key = f"validation/{metric}"
     curves = [
         (family, [(r["step"], r[key]) for r in history if key in r])
@@ -82,7 +87,8 @@ def validation_curves(histories: dict[str, list[History]], metric: str, label: s
         named: set[str] = set()
         for family, points in curves:
             line: dict[str, Any] = {
-                "color": colour[family],
+                "color": style[family][0],
+                "ls": style[family][1],
                 "lw": 1.6,
                 "marker": ".",
                 "label": None if family in named else family,
@@ -93,7 +99,7 @@ def validation_curves(histories: dict[str, list[History]], metric: str, label: s
             axes.set_yscale("log")
             _plain_ticks(axes.yaxis)
         axes.set(xlabel="step", ylabel=label)
-        axes.legend()
+        _legend_below(axes, len(named))
         return _svg(figure, f"{label} on the validation split, by step")
 
 
@@ -105,7 +111,7 @@ def quality_against_cost(rows: list[dict[str, Any]]) -> str:
         ("time to sample 1,000, s", lambda r: 1000 / r["sample_images_per_second"]),
     ]
     score = leaderboard.ranking(rows)
-    colour = colours([row["family"] for row in rows])
+    style = styles([row["family"] for row in rows])
     rows = [row for row in rows if score in row]
     if not rows:
         return ""
@@ -114,7 +120,8 @@ def quality_against_cost(rows: list[dict[str, Any]]) -> str:
         figure, panels = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
         for axes, (label, cost) in zip(panels, costs, strict=True):
             for row in rows:
-                _point(axes, cost(row), row, score, colour[row["family"]])
+                named = row["family"] if len(rows) <= FEW else ""
+                _point(axes, cost(row), row, score, style[row["family"]][0], named)
             front = pareto([(cost(row), row[score]) for row in rows])
             axes.step(*zip(*front, strict=True), where="post", color=INK, lw=1, alpha=0.45)
             axes.set(xlabel=label, xscale="log", yscale="log")
@@ -143,15 +150,32 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """1, 2, 5, 10 … on a logarithmic axis, in plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """1, 2, 5, 10 … on a logarithmic axis, in plain numbers; 1, 10, 100 … where it is long."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 500 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def _point(axes: Axes, cost: float, row: dict[str, Any], score: str, colour: str) -> None:
+def _legend_below(axes: Axes, entries: int) -> None:
+    """Under the axes, where it covers no line."""
+    columns = min(4, entries)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, columnspacing=1.2)
+
+
+def _point(
+    axes: Axes, cost: float, row: dict[str, Any], score: str, colour: str, name: str
+) -> None:
+    """With its name beside it, or, where there are too many, its rank within."""
     axes.errorbar(cost, row[score], spread(row, score), fmt="o", ms=8, color=colour)
-    axes.annotate(row["family"], (cost, row[score]), xytext=(9, 4), textcoords="offset points")
+    if name:
+        axes.annotate(name, (cost, row[score]), xytext=(9, 4), textcoords="offset points")
+        return
+    place: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 8}
+    axes.plot(cost, row[score], "o", ms=14, color=colour, zorder=3 + 1 / row["rank"])
+    axes.annotate(
+        str(row["rank"]), (cost, row[score]), color="white", zorder=3 + 1 / row["rank"], **place
+    )
 
 
 def _svg(figure: Figure, alt: str) -> str:

@@ -116,17 +116,23 @@ COLUMNS = [
         _floor("frechet_distance_floor", ".2f"),
     ),
     Column(
-        "to training ↓",
-        _number("frechet_distance_train", ".2f"),
-        _floor("frechet_distance_train_floor", ".2f"),
-    ),
-    Column(
         "KID ↓",
         _number("kid", ".3f"),
         _floor("kid_floor", ".3f"),
     ),
     Column("coverage ↑", _number("coverage", ".0%"), _floor("coverage_floor", ".0%")),
     Column("recall ↑", _number("recall", ".0%"), _floor("recall_floor", ".0%")),
+    Column(
+        "bits/dim ↓", _number("bits_per_dim", ".3f", lambda r: str(r.get("likelihood_kind", "")))
+    ),
+    Column("nats ↓", _binary_nats),
+    Column("training", _quantity("train_seconds", duration)),
+    Column("samples/s", _quantity("sample_images_per_second", thousands)),
+    Column(
+        "to training ↓",
+        _number("frechet_distance_train", ".2f"),
+        _floor("frechet_distance_train_floor", ".2f"),
+    ),
     Column(
         "inception score ↑",
         _number("inception_score", ".2f"),
@@ -150,10 +156,6 @@ COLUMNS = [
         _number("condition_accuracy", ".1%"),
         _floor("condition_accuracy_floor", ".1%"),
     ),
-    Column(
-        "bits/dim ↓", _number("bits_per_dim", ".3f", lambda r: str(r.get("likelihood_kind", "")))
-    ),
-    Column("nats ↓", _binary_nats),
     Column("perplexity ↓", _number("perplexity", ".2f", lambda r: "of a byte")),
     Column("above entropy, nats ↓", _number("nats_above_entropy", ".3f")),
     Column(
@@ -177,10 +179,8 @@ COLUMNS = [
     Column("taught by samples ↑", _number("cas", ".1%"), _floor("cas_real", ".1%")),
     Column("gain with few real ↑", _number("small_set_gain", "+.1%")),
     Column("cycle PSNR ↑", _number("cycle_psnr", ".1f")),
-    Column("training", _quantity("train_seconds", duration)),
     Column("images seen", _quantity("train_images", thousands)),
     Column("training FLOPs", _quantity("train_flops", "{:.1e}".format)),
-    Column("samples/s", _quantity("sample_images_per_second", thousands)),
     Column("parameters", _quantity("parameters", thousands)),
 ]
 
