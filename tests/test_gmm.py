@@ -11,6 +11,7 @@ from sklearn.mixture import GaussianMixture
 
 from models.base import Batch, DataSpec, dequantise
 from models.gmm import GMM, GMMConfig
+from tasks.training.worker import size
 from tests.conftest import tiny_images
 
 DATA = DataSpec(shape=(1, 4, 4), levels=8)
@@ -27,6 +28,11 @@ def fitted(kind: str, iterations: int, reg_covar: float = 1e-3) -> tuple[GMM, li
         bounds.append(float(model.bound))
     assert losses[-1] == pytest.approx(-bounds[-1] + DATA.dimensions * math.log(8), rel=1e-6)
     return model, bounds
+
+
+def test_the_size_of_a_fitted_family_is_that_of_its_tables() -> None:
+    assert size(GMM(GMMConfig(components=3, covariance="diag"), DATA)) == 3 + 3 * 16 + 3 * 16
+    assert size(torch.nn.BatchNorm1d(5)) == 10  # buffers do not count where there are parameters
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -49,7 +49,7 @@ def work(spec: dict[str, Any]) -> None:
     journal = Journal(directory / HISTORY)
     facts: dict[str, Any] = {"hardware": hardware(device), "workers": comm.world}
     facts["precision"] = resolve_precision(config.precision, device)
-    facts["parameters"] = sum(p.numel() for p in model.parameters())
+    facts["parameters"] = size(model)
     try:
         outcome = train(
             model,
@@ -67,6 +67,12 @@ def work(spec: dict[str, Any]) -> None:
         facts["error"] = {"kind": type(error).__name__, "message": str(error)}
     if comm.rank == 0:
         (directory / OUTCOME).write_text(json.dumps(facts))
+
+
+def size(model: torch.nn.Module) -> int:
+    """How many numbers it learns: parameters, or the tables of a family that is fitted."""
+    tables = [t for t in model.buffers() if t.is_floating_point() and t.ndim]
+    return sum(t.numel() for t in list(model.parameters()) or tables)
 
 
 def hardware(device: torch.device) -> str:
