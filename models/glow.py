@@ -16,14 +16,15 @@ it is standard normal and `temperature` scales it alike at all levels. Sizes fol
 Actnorm takes its first values from the whole first training batch of all workers, and a flag
 among the buffers says that it has: before that, it is the identity.
 
-Deviations from the paper: far smaller networks (the paper has width 512 and 32 steps of each
-of 3 levels); no label; the top prior is the fixed standard normal, without the paper's
-optional learned one; the networks' last convolutions are plain ones at zero, without the
-per-channel gain of the authors' code, whose sigmoid(r + 2) and whose actnorm inside the
-coupling networks are kept, but for a floor: scales come smoothly to rest at exp(-LEAST) and
-deviations at exp(+-LEAST), where the paper's reach 0, and an inverse that divides by them
-overflows now and then (Behrmann et al. 2021, "Understanding and Mitigating Exploding Inverses"); the logit before the flow, which the paper has not (on digits of
-17 levels it saved 0.28 bits per dimension after 500 steps); odd sides are not squeezed.
+Deviations from the paper: far smaller networks (the paper has width 512 and 32 steps of each of 3
+levels); no label; the top prior is the fixed standard normal, without the paper's optional
+learned one; the networks' last convolutions are plain ones at zero, without the per-channel gain
+of the authors' code, whose sigmoid(r + 2) and whose actnorm inside the coupling networks are
+kept, but for a floor: scales come smoothly to rest at exp(-LEAST) and deviations at exp(+-LEAST),
+where the paper's reach 0, and an inverse that divides by them overflows now and then (Behrmann et
+al. 2021, "Understanding and Mitigating Exploding Inverses"); the logit before the flow, which the
+paper has not (on digits of 17 levels it saved 0.28 bits per dimension after 500 steps); odd sides
+are not squeezed.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ from models.base import (
     randn,
 )
 from models.nn import gather_batch
-
 
 LEAST = 4.0  # bound on the size of a coupling's and of a split's log-scale
 
