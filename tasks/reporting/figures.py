@@ -151,8 +151,9 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _plain_ticks(axis: Axis) -> None:
     """1, 2, 5, 10 … on a logarithmic axis, in plain numbers; 1, 10, 100 … where it is long."""
+    axis.axes.autoscale_view()
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 500 else (1,)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
