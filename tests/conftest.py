@@ -21,7 +21,6 @@ from tasks.environment import prepare_environment
 from tasks.training.data import TrainData
 
 prepare_environment()
-torch.set_num_threads(1)  # fixtures of modules begin before `_one_thread`
 
 TINY = DataSpec(shape=(1, 8, 8), levels=4, classes=("a", "b"))
 SMALL_CONFIGS = {
@@ -146,13 +145,17 @@ def conditions(model: GenerativeModel, n: int) -> dict[str, torch.Tensor]:
     return {name: batch[name] for name in model.conditions}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Results must not depend on the machine's cores."""
-    before = torch.get_num_threads()
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread_to_begin_with() -> None:
+    """Before the module's own fixtures, whatever an earlier module has left."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Results must not depend on the machine's cores, nor on what a fixture has set (a
+    classifier is trained with as many threads everywhere)."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="module")
