@@ -245,10 +245,21 @@ def test_a_family_without_the_number_that_ranks_is_shown_but_not_ranked(project:
     assert ranks == {"dcgan": 1, "vae": None, "realnvp": None}
     assert [row["family"] for row in rows_of(project)] == ["dcgan", "vae", "realnvp"]
     html = render(project)
-    assert "frechet_distance: the samples are not finite" in html
+    assert "<p>frechet_distance: the samples are not finite</p>" in html
     assert "vae: Not ranked: no frechet_distance: the samples are not finite." in html
     (project / Run("dcgan", 0).metrics).unlink()
     assert rows_of(project)[0]["rank"] == 1  # alone, by its bits/dim
+
+
+def test_the_caption_speaks_of_ranks_where_the_points_have_them(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "Numbers are the ranks of the table."
+    shown = sum("frechet_distance" in row for row in rows_of(project))
+    monkeypatch.setattr(figures, "FEW", shown)
+    assert words not in render(project)
+    monkeypatch.setattr(figures, "FEW", shown - 1)
+    assert words in render(project)
 
 
 def test_the_pareto_line_joins_what_nothing_beats_in_both() -> None:
@@ -266,7 +277,7 @@ def test_many_families_are_told_apart_and_named_where_there_is_room() -> None:
 
     few, many = figure(figures.FEW), figure(figures.FEW + 1)
     assert ">family00<" in few
-    assert ">family00<" not in many  # the rank within the point instead; the caption says so
+    assert ">family00<" not in many  # the rank within the point instead
     assert f">{figures.FEW + 1}<" in many
     names = [f"family{i:02d}" for i in range(24)]
     assert len(set(figures.styles(names).values())) == 24

@@ -17,15 +17,11 @@ from models.base import GenerativeModel
 CHUNK = 128  # examples at a time
 
 
-def _quiet(text: str) -> None:
-    pass
-
-
 def nats(
     model: GenerativeModel,
     x: NDArray[np.uint8] | Tensor,
     draws: int,
-    say: Callable[[str], None] = _quiet,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Tensor:
     """-log P of each example, float64 `[N]` on the CPU. `say` is told how far it is."""
     parts, done, shown = [], 0, time.monotonic()
@@ -48,7 +44,7 @@ def measure(
     test: NDArray[np.uint8],
     draws: dict[str, int],
     entropy: float | None,
-    say: Callable[[str], None] = _quiet,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Metrics, and reasons for those that there are not.
 

@@ -103,6 +103,12 @@ def validation_curves(histories: dict[str, list[History]], metric: str, label: s
         return _svg(figure, f"{label} on the validation split, by step")
 
 
+def numbered(rows: list[dict[str, Any]]) -> bool:
+    """Whether `quality_against_cost` has ranks in its points, for want of room for names."""
+    score = leaderboard.ranking(rows)
+    return sum(score in row for row in rows) > FEW
+
+
 def quality_against_cost(rows: list[dict[str, Any]]) -> str:
     """The score against training time, and against time to sample 1,000 examples, each with the
     line of the families that no other one beats in both; empty where none has a score."""
@@ -112,6 +118,7 @@ def quality_against_cost(rows: list[dict[str, Any]]) -> str:
     ]
     score = leaderboard.ranking(rows)
     style = styles([row["family"] for row in rows])
+    ranks = numbered(rows)
     rows = [row for row in rows if score in row]
     if not rows:
         return ""
@@ -120,8 +127,8 @@ def quality_against_cost(rows: list[dict[str, Any]]) -> str:
         figure, panels = plt.subplots(1, 2, figsize=(9.2, 3.4), sharey=True)
         for axes, (label, cost) in zip(panels, costs, strict=True):
             for row in rows:
-                named = row["family"] if len(rows) <= FEW else ""
-                _point(axes, cost(row), row, score, style[row["family"]][0], named)
+                beside = "" if ranks else row["family"]
+                _point(axes, cost(row), row, score, style[row["family"]][0], beside)
             front = pareto([(cost(row), row[score]) for row in rows])
             axes.step(*zip(*front, strict=True), where="post", color=INK, lw=1, alpha=0.45)
             axes.set(xlabel=label, xscale="log", yscale="log")

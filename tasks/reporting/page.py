@@ -71,7 +71,7 @@ def render(
         obeys=any("condition_accuracy" in row for row in ok),
         cost_figure=figures.quality_against_cost(ok) if ok else "",
         score=leaderboard.ranking(ok),
-        few=figures.FEW,
+        numbered=figures.numbered(ok),
         score_name=leaderboard.SCORES.get(leaderboard.ranking(ok), ""),
         kinds=_kinds(ok),
         verdict=verdict(rows, title, budget),

@@ -41,6 +41,7 @@ def work(spec: dict[str, Any]) -> None:
     torch.manual_seed(fold_seed(config.seed, "init"))
     model = store.build(spec["family"], spec["config"], spec["data"]).to(device)
     data = train_data(prepared, model.data)
+    assert config.validation != "auto", "the driver decides: it knows the cluster"
     scorer: Scorer | None = None
     if comm.rank == 0 and config.validation == "asynchronous":
         scorer = Background(spec, device)
