@@ -19,6 +19,7 @@ Then all of our fidelity and memorisation metrics once, with their peak memory.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import statistics
@@ -37,7 +38,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from models.base import DataSpec
 from tasks.data.shards import Split
 from tasks.evaluation import classes, fidelity, memorisation, quality, real
-from tasks.evaluation.classifier import Classifier
+from tasks.evaluation.classifier import Classifier, fused
 from tasks.evaluation.features import Extractor
 
 DATA = DataSpec(shape=(1, 28, 28), levels=256, classes=tuple("0123456789"))
@@ -157,7 +158,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    judge = Classifier(DATA, width=32, features=64).eval()
+    plain = Classifier(DATA, width=32, features=64).eval()
+    judge = fused(copy.deepcopy(plain))  # as the pipeline loads it
     extract = Extractor("classifier", "", judge.features, torch.device("cpu"), judge.head)
 
     def images(n: int) -> Tensor:
@@ -168,7 +170,7 @@ def main() -> None:
     fake_features, real_features = extract(fake), extract(genuine)
     known = Through(lambda x: x, 64)
     known_logits = Through(judge.head, 10)
-    net, net_logits = Through(judge.features, 64), Through(judge, 10)
+    net, net_logits = Through(plain.features, 64), Through(plain, 10)
 
     def from_images() -> Result:
         mine = extract(fake)

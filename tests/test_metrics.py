@@ -256,6 +256,9 @@ def test_classifier_learns_saves_and_counts_shares(
     assert extract(x).shape == (100, 8)
     with torch.no_grad():
         assert np.allclose(extract(x), judge.features(x).numpy(), atol=1e-5)
+    layers = list(classifier.load(tmp_path).modules())
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in layers)  # fused
+    assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in judge.modules())
 
 
 def test_without_classes_rotations_are_learnt_and_named() -> None:
