@@ -11,7 +11,8 @@ their error). Two comparisons, each in alternating pairs, medians:
 - `features`: both are given the same features and logits.
 - `images`: both start from the uint8 images. Every torchmetrics metric runs the network for
   itself; ours runs once over the samples and once over the real images, though in the pipeline the
-  latter are stored. `--real-stored` counts it so.
+  latter are stored. `--real-stored` counts it so. Ours has its batch norms fused, as the pipeline
+  loads it; torchmetrics is given the network as it was trained.
 
 Then all of our fidelity and memorisation metrics once, with their peak memory.
 """

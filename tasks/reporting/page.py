@@ -55,6 +55,7 @@ def render(
         figures.validation_curves(histories, "frechet_distance", "Fréchet distance"),
         figures.validation_curves(histories, "bits_per_dim", "bits/dim"),
     ]
+    score = leaderboard.ranking(ok)
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True)
     environment.filters |= {"thousands": table.thousands}
     return environment.from_string(TEMPLATE.read_text()).render(
@@ -70,9 +71,9 @@ def render(
         floor_kind=next(iter({r[FLOOR_KIND] for r in ok if FLOOR_KIND in r}), ""),
         obeys=any("condition_accuracy" in row for row in ok),
         cost_figure=figures.quality_against_cost(ok) if ok else "",
-        score=leaderboard.ranking(ok),
+        score=score,
         numbered=figures.numbered(ok),
-        score_name=leaderboard.SCORES.get(leaderboard.ranking(ok), ""),
+        score_name=leaderboard.SCORES.get(score, ""),
         kinds=_kinds(ok),
         verdict=verdict(rows, title, budget),
         budget=budget,
