@@ -28,6 +28,9 @@ DEFAULTS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray: a training has the share of the processor that everyone has; Ray's own default (15)
+    # leaves it 3 % beside any other busy process, and its minutes and images/s mean nothing
+    "RAY_worker_niceness": "0",
     # MLflow: an outage costs seconds, not minutes; nothing pickled is loaded
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",

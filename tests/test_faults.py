@@ -119,11 +119,14 @@ def reached(project: Path) -> int:
     return steps[-1]
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], log: Path) -> None:
+    """Until it holds while the process runs; else the process's own words, at once."""
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+        ended = process.poll()
+        assert ended is None, f"ended with {ended} before:\n{log.read_text()}"
+        assert time.monotonic() < deadline, f"waited in vain:\n{log.read_text()}"
+        time.sleep(0.02)
 
 
 def result(project: Path, out: str) -> tuple[bytes, dict[str, Any]]:
@@ -137,7 +140,7 @@ def test_a_killed_worker_is_replaced(
     project: Path, undisturbed: bytes, ray: dict[str, str]
 ) -> None:
     training = start(project, "worker", ray)
-    wait_until(lambda: reached(project) >= 100)
+    wait_until(lambda: reached(project) >= 100, training, project / "worker.log")
     below = psutil.Process(int(ray[HEAD_PID])).children(recursive=True)
     workers = [p for p in below if "ray::RayTrainWorker" in _title(p)]
     assert len(workers) == 1
@@ -157,7 +160,9 @@ def test_a_killed_validator_is_replaced(
         below = psutil.Process(int(ray[HEAD_PID])).children(recursive=True)
         return [p for p in below if "tasks.training.validator" in _title(p)]
 
-    wait_until(lambda: reached(project) >= 100 and validators())
+    wait_until(
+        lambda: reached(project) >= 100 and validators(), training, project / "validator.log"
+    )
     (victim,) = validators()
     victim.kill()
     assert training.wait(PATIENCE_S) == 0, (project / "validator.log").read_text()
@@ -178,7 +183,7 @@ def _title(process: psutil.Process) -> str:
 
 def test_a_killed_run_resumes(project: Path, undisturbed: bytes, ray: dict[str, str]) -> None:
     training = start(project, "run")
-    wait_until(lambda: reached(project) >= 100)
+    wait_until(lambda: reached(project) >= 100, training, project / "run.log")
     everyone = [
         psutil.Process(training.pid),
         *psutil.Process(training.pid).children(recursive=True),
@@ -204,7 +209,7 @@ def test_signals_leave_a_checkpoint_of_that_very_step(
     """Ctrl-C, then SIGTERM to the resumed run, then to the end."""
     for number, at in ((signal.SIGINT, 60), (signal.SIGTERM, 160)):
         training = start(project, "signal", ray)
-        wait_until(lambda at=at: reached(project) >= at)
+        wait_until(lambda at=at: reached(project) >= at, training, project / "signal.log")
         os.kill(training.pid, number)
         assert training.wait(PATIENCE_S) == 128 + number
         assert "the workers write a checkpoint" in (project / "signal.log").read_text()
@@ -270,9 +275,10 @@ def test_a_dead_parent_ends_the_training(project: Path, ray: dict[str, str]) -> 
         env={**projects.environment(project), **ray},
         stdout=log,
         stderr=subprocess.STDOUT,
+        text=True,
         start_new_session=True,
     )
-    wait_until(lambda: reached(project) >= 20)
+    wait_until(lambda: reached(project) >= 20, parent, project / "orphan.log")
     (child,) = [
         p for p in psutil.Process(parent.pid).children() if "tasks.train" in " ".join(p.cmdline())
     ]
@@ -316,7 +322,7 @@ def test_stopping_the_flow_leaves_checkpoints_and_starts_nothing_more(project: P
         return [h.parent for h in histories if h.stat().st_mtime > started]
 
     at_once = min(os.cpu_count() or 1, 3)
-    wait_until(lambda: len(going()) == at_once)
+    wait_until(lambda: len(going()) == at_once, flow, project / "flow.log")
     below = psutil.Process(flow.pid).children(recursive=True)
     flow.send_signal(signal.SIGTERM)
     assert flow.wait(150) == 130, (project / "flow.log").read_text()
