@@ -23,9 +23,11 @@ def connected(config: ClusterConfig) -> Iterator[str]:
     The address comes from `cluster.address`, else RAY_ADDRESS; with neither, a local Ray is
     started that ends with this block, closed to others by a token.
     """
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    # "local": without an address Ray would join whatever `ray start` left on this machine, and
+    # wait for ever where that is gone
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     local = {}
-    if not address:
+    if address == "local":
         if "ray" in sys.modules and "RAY_AUTH_TOKEN" not in os.environ:
             raise RuntimeError("import ray inside connected(): it reads its token when imported")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
