@@ -29,7 +29,7 @@ DEFAULTS = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray: a training has the share of the processor that everyone has; Ray's own default (15)
-    # leaves it 3 % beside any other busy process, and its minutes and images/s mean nothing
+    # has a weight of 36 to 1,024 beside any other busy process: its minutes would mean nothing
     "RAY_worker_niceness": "0",
     # MLflow: an outage costs seconds, not minutes; nothing pickled is loaded
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",

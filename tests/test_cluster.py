@@ -1,0 +1,36 @@
+"""Which Ray a run is connected to."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from tasks.cluster import connected
+from tasks.params import ClusterConfig
+
+
+@pytest.mark.parametrize(
+    ("configured", "environment", "asked"),
+    [
+        (None, None, "local"),  # never the cluster that `ray start` left on this machine
+        (None, "there:6379", "there:6379"),
+        ("here:6379", "there:6379", "here:6379"),
+    ],
+)
+def test_without_an_address_a_run_has_a_ray_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, configured: str | None, environment: str | None, asked: str
+) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if environment:
+        monkeypatch.setenv("RAY_ADDRESS", environment)
+    monkeypatch.setattr(ray, "init", lambda **settings: seen.update(settings))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="x"))
+    with connected(ClusterConfig(address=configured)):
+        pass
+    assert seen["address"] == asked
+    assert ("_node_ip_address" in seen) == (asked == "local")
