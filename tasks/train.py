@@ -28,7 +28,7 @@ from tasks.training.launch import launch
 from tasks.training.turns import NonFiniteLoss
 from tasks.training.validation import PICTURES
 from tasks.training.watch import Watch
-from tasks.training.worker import CHECKPOINTS, FAILURES, OUTCOME
+from tasks.training.worker import CHECKPOINTS, FAILURES
 
 JUDGES = (
     "classifier",
@@ -62,7 +62,6 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
     work = Path(params.cluster.storage).absolute() / "work" / f"{which.name}-{key}"
     work.mkdir(parents=True, exist_ok=True)
     spec["directory"] = str(work)
-    (work / OUTCOME).unlink(missing_ok=True)
     identity = work / "identity"  # of this very training, in MLflow too; survives a resume
     if not identity.exists():
         identity.write_text(uuid.uuid4().hex)
@@ -73,8 +72,7 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
         if params.train.validation == "auto":  # the results are the same, and so is the key
             spare = spare_processor(params.cluster, len(params.families) * len(params.seeds))
             spec["train"]["validation"] = "asynchronous" if spare else "synchronous"
-        launch(spec, params.cluster, params.train.max_failures, watch)
-    outcome = json.loads((work / OUTCOME).read_text())
+        outcome = launch(spec, params.cluster, params.train.max_failures, watch)
     if "error" in outcome:
         failure = FAILURES[outcome["error"]["kind"]]
         if failure is NonFiniteLoss:  # it would resume to the same end
