@@ -64,6 +64,7 @@ def test_a_zip_is_the_folder_it_was_made_of(tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "My Pets"), "zip", source)
     inside = tmp_path / "one more level.zip"
     shutil.make_archive(str(inside.with_suffix("")), "zip", source.parent, source.name)
+    add(inside, "__MACOSX/", b"")
     add(inside, "__MACOSX/source/cats/._001.png")
     archive = image_folder(tmp_path / "My Pets.zip")
     prepare.run(image_folder(source), tmp_path / "a")
@@ -234,10 +235,11 @@ def test_damaged_archives_and_members_are_named(tmp_path: Path) -> None:
         prepare.run(image_folder(tmp_path / "none.zip"), tmp_path / "out")
 
 
-@pytest.mark.parametrize("uri", ["zip://::{}", "zip://cats::file://{}", "file://{}"])
+@pytest.mark.parametrize("uri", ["zip://::{}", "zip://cats::file://{}", "file://{}.zip"])
 def test_no_uri_opens_an_archive_without_these_checks(tmp_path: Path, uri: str) -> None:
-    path = good(tmp_path / "x.zip")
-    config = DatasetConfig(name="image_folder", path=uri.format(path))
+    good(tmp_path / "pets.zip")
+    good(tmp_path / "pets")  # whatever its name
+    config = DatasetConfig(name="image_folder", path=uri.format(tmp_path / "pets"))
     with pytest.raises(BadInput, match="named by its plain path"):
         prepare.run(config, tmp_path / "out")
 
@@ -286,9 +288,14 @@ def icon(image: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("pixels.png", "is over 64,000,000 pixels"), ("text.png", "cannot be read"), ("profile.png", "cannot be read"),
-     ("within.ico", "is over"), ("drawing.eps", "not an image")],
-)  # fmt: skip
+    [
+        ("pixels.png", "is over 64,000,000 pixels"),
+        ("text.png", "cannot be read"),
+        ("profile.png", "cannot be read"),
+        ("within.ico", "is over"),
+        ("drawing.eps", "not an image"),
+    ],
+)
 def test_image_bombs_are_bad_files(tmp_path: Path, name: str, reason: str) -> None:
     """Sizes in the header, text and colour profiles that inflate, images in images, PostScript."""
     header, start, rest = png()[:8], png()[8:33], png()[33:]
