@@ -372,7 +372,7 @@ def test_the_auth_configuration_is_what_mlflow_reads(monkeypatch: pytest.MonkeyP
 def test_the_image_has_telemetry_off_and_no_root() -> None:
     content = text("image/Dockerfile")
     off = ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "MLFLOW_DISABLE_TELEMETRY",
-           "DVC_NO_ANALYTICS", "RAY_USAGE_STATS_ENABLED")  # fmt: skip
+           "DVC_NO_ANALYTICS", "RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness")  # fmt: skip
     for name in off:
         assert f"{name}={DEFAULTS[name]}" in content
     assert "USER 1000:1000" in content
