@@ -18,10 +18,10 @@ from prefect.artifacts import (
 )
 
 from tasks import tracking
+from tasks.dvc import Stages, reasons
 from tasks.params import Params
 from tasks.reporting import leaderboard
 from tasks.reporting.verdict import verdict
-from tasks.versioning import Stages, reasons
 
 NOT_NEW = "known"  # the register stage's reason for a version that was there before
 

@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from genarena.show import console, show_leaderboard
 from models import FAMILIES
-from tasks import versioning
+from tasks import dvc
 from tasks.data.config import plain
 from tasks.environment import prepare_environment
 from tasks.errors import BadInput, exit_on_bad_input
@@ -58,7 +58,7 @@ def run_comparison(
         each = "" if len(params.seeds) == 1 else f"; seeds {', '.join(map(str, params.seeds))}"
         console.print(f"{params.dataset.title}: {', '.join(params.families)}{each}")
         failure = None
-        if not versioning.changed(console.print):
+        if not dvc.changed(console.print):
             console.print("Everything is up to date: no stage has to run.")
         else:
             failure = _run_flow()
