@@ -14,11 +14,10 @@ from typing import Any
 
 import models
 from models import store
-from tasks import stage
+from tasks import lineage, stage
 from tasks.cluster import connected, spare_processor
 from tasks.data import shards
 from tasks.params import Params, load_params
-from tasks.provenance import git_state
 from tasks.runs import Run
 from tasks.tracking import TrainingRun
 from tasks.training.candidates import load_best
@@ -66,6 +65,7 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
     if not identity.exists():
         identity.write_text(uuid.uuid4().hex)
     token = identity.read_text()
+    came_from = lineage.record(work, params, manifest)
     tracked = TrainingRun(params, which, manifest, token, work)
     watch = Watch(work, params.train.budget, tracked)
     with connected(params.cluster):
@@ -80,7 +80,7 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
         raise failure(outcome["error"]["message"])
     facts = _export(work, out, spec, outcome)
     facts |= {"budget": str(params.train.budget), "key": token}
-    facts |= {"data_sha256": manifest["content_sha256"], "git": git_state()}
+    facts |= {"data_sha256": manifest["content_sha256"], "git": lineage.told(came_from)}
     (out / "train.json").write_text(json.dumps(facts, indent=2) + "\n")
     tracked.finish(out)
     shutil.rmtree(work, ignore_errors=True)
@@ -93,7 +93,8 @@ def _export(work: Path, out: Path, spec: dict[str, Any], outcome: dict[str, Any]
     model = store.build(spec["family"], spec["config"], spec["data"])
     store.save(out, model, spec["family"], load_best(work / CHECKPOINTS))
     write_history(out / HISTORY, read_history(work / HISTORY))
-    shutil.copytree(work / PICTURES, out / PICTURES)
+    for folder in (PICTURES, lineage.PROJECT):
+        shutil.copytree(work / folder, out / folder)
     progress = outcome["progress"]
     counted = {} if progress["flops"] is None else {"train_flops": float(progress["flops"])}
     return {
