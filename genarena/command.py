@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,11 @@ from ruamel.yaml.error import YAMLError
 
 from genarena.show import console, show_leaderboard
 from models import FAMILIES
+from tasks import versioning
+from tasks.data.config import plain
 from tasks.environment import prepare_environment
 from tasks.errors import BadInput, exit_on_bad_input
 from tasks.params import Params, load_params, override_params, preview_params
-
-BUSY_TRIES, BUSY_WAIT_S = 60, 2.0
-
 
 STARTERS = {
     "image": ("vae", "dcgan", "realnvp"),
@@ -62,7 +58,7 @@ def run_comparison(
         each = "" if len(params.seeds) == 1 else f"; seeds {', '.join(map(str, params.seeds))}"
         console.print(f"{params.dataset.title}: {', '.join(params.families)}{each}")
         failure = None
-        if _up_to_date():
+        if not versioning.changed(console.print):
             console.print("Everything is up to date: no stage has to run.")
         else:
             failure = _run_flow()
@@ -84,9 +80,7 @@ def _changes(
     """The options as dotted keys of params.yaml; another data set starts from plain images."""
     changes: dict[str, Any] = {}
     if dataset:
-        changes["dataset.name"] = dataset
-        changes["dataset.path"] = "data/raw"
-        changes |= {"dataset.derive": "none", "dataset.paired": True, "dataset.captions": []}
+        changes |= plain(dataset)
         known = Path(os.environ.get("GENARENA_DATA", "/nonexistent"), dataset)
         if known.is_dir():
             changes["dataset.path"] = str(known.absolute())
@@ -140,21 +134,6 @@ def enter_project() -> None:
             os.chdir(folder)
             return
     raise BadInput("no dvc.yaml and params.yaml here or above; run this in the project's folder")
-
-
-def _up_to_date() -> bool:
-    """Whether DVC has nothing to run; it alone decides."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json"]
-    for attempt in range(BUSY_TRIES):
-        status = subprocess.run(command, capture_output=True, text=True)
-        if status.returncode == 0:
-            break
-        if "is busy" not in status.stderr or attempt == BUSY_TRIES - 1:
-            raise BadInput(f"dvc status: {status.stderr.strip().splitlines()[-1]}")
-        if attempt == 0:
-            console.print("another run is at work in this project, or just ending; waiting")
-        time.sleep(BUSY_WAIT_S)
-    return not json.loads(status.stdout) and Path("dvc.lock").exists()
 
 
 def _run_flow() -> str | None:

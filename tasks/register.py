@@ -21,6 +21,7 @@ from typing import Any
 from models import FAMILIES, store
 from models.base import DataSpec
 from tasks import stage, tracking
+from tasks.errors import Outage
 from tasks.params import Params, load_params
 from tasks.registry import judge
 from tasks.reporting import leaderboard
@@ -37,7 +38,7 @@ def run(params: Params, out: Path, root: Path = Path()) -> dict[str, Any]:
     done = tracking.tolerant("registering", lambda: _register(params, ok, root))
     out.parent.mkdir(parents=True, exist_ok=True)
     if done is None:
-        raise RuntimeError("the registry could not be reached; run the register stage again")
+        raise Outage("the registry could not be reached; run the register stage again")
     out.write_text(json.dumps(done, indent=2) + "\n")
     return done
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,12 @@ KNOWN = {  # shape and levels of sources that are always the same
     "toy2d": ((2,), 256),
 }
 DEFAULT_PATH = "data/raw"
+
+
+def plain(name: str) -> dict[str, Any]:
+    """What to set in `params.yaml` for another data set: its images as they are."""
+    as_is = {"dataset.derive": "none", "dataset.paired": True, "dataset.captions": []}
+    return {"dataset.name": name, "dataset.path": DEFAULT_PATH, **as_is}
 
 
 class DatasetConfig(Config):
