@@ -32,9 +32,7 @@ class DatasetConfig(Config):
     name: Literal[
         "digits", "mnist", "binarized_mnist", "image_folder", "paired_folder", "text", "toy2d"
     ] = "digits"
-    path: str = (
-        DEFAULT_PATH  # folder (the folder sources: also a zip, a URI of fsspec; text: a file)
-    )
+    path: str = DEFAULT_PATH  # folder; also a zip, a URI of fsspec (folder sources), a file (text)
     validation: Share = 0.1  # shares of the examples, chosen by the hash of their content
     test: Share = 0.2  # where the source has no official test split
     image_size: Positive | None = None  # folder sources: resize and crop to a square; null: as is

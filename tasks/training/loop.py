@@ -22,7 +22,7 @@ from models.base import GenerativeModel, noise_shard
 from tasks.training.checkpoint import Checkpoints, StorageFailed
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
-from tasks.training.data import TrainData, check_batch
+from tasks.training.data import Data, check_batch
 from tasks.training.flops import count_flops
 from tasks.training.history import Record
 from tasks.training.optim import moving_average
@@ -65,7 +65,7 @@ class Outcome:
 
 def train(
     model: GenerativeModel,
-    data: TrainData,
+    data: Data,
     config: TrainConfig,
     directory: Path,
     *,
@@ -181,7 +181,7 @@ def _step(
     losses: Any,
     turns: list[Turn],
     draws: int,
-    data: TrainData,
+    data: Data,
     config: TrainConfig,
     progress: Progress,
     comm: Comm,
