@@ -1,4 +1,4 @@
-"""One comparison at a time in a project's folder: they share params.yaml and the results."""
+"""One run at a time in a project's folder: runs share params.yaml, dvc.lock and the results."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from filelock import FileLock, Timeout
 
 from tasks.environment import STATE
 
-LOCK = "comparison.lock"
+LOCK = "run.lock"
 
 
 @contextmanager
-def alone(tell: Callable[[str], object] = print) -> Iterator[None]:
-    """Inside, no other process is in such a block in this folder; waits for it, and tells so once.
+def alone(tell: Callable[[str], object] = print, *, wait: bool = True) -> Iterator[bool]:
+    """Inside, no other process is in such a block in this folder.
 
-    May be entered again inside. The system frees the lock of a process that was killed.
+    While one is: tell so and wait, or, without `wait`, yield False at once. May be entered again
+    inside. The system frees the lock of a process that dies, however it dies.
     """
     folder = Path(STATE).absolute()
     folder.mkdir(exist_ok=True)
@@ -27,11 +28,14 @@ def alone(tell: Callable[[str], object] = print) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if not wait:
+            yield False
+            return
         by = f" (process {holder.read_text()})" if holder.exists() else ""
-        tell(f"another comparison is at work in this folder{by}; waiting for its end")
-        lock.acquire()
+        tell(f"another run is at work in this folder{by}; waiting for its end")
+        lock.acquire(poll_interval=0.5)
     try:
         holder.write_text(str(os.getpid()))
-        yield
+        yield True
     finally:
         lock.release()

@@ -46,8 +46,10 @@ def test_the_second_waits_until_the_first_is_gone(
     thread.start()
     assert waiting.wait(60)
     assert not entered.wait(0.5)
+    with alone(told.append, wait=False) as free:
+        assert not free
     assert told == [
-        f"another comparison is at work in this folder (process {first.pid}); waiting for its end"
+        f"another run is at work in this folder (process {first.pid}); waiting for its end"
     ]
     first.kill()
     first.wait()
