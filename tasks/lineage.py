@@ -59,11 +59,9 @@ def told(facts: dict[str, Any]) -> str | None:
 
 def hashes(lock: Path) -> dict[str, str]:
     """DVC's hash of each of `OUTS` that the lock file knows."""
-    from ruamel.yaml import YAML
-
     if not lock.exists():
         return {}
-    content = YAML(typ="safe", pure=True).load(lock.read_text()) or {}
+    content = read_yaml(lock)
     outs = [o for stage in content.get("stages", {}).values() for o in stage.get("outs", [])]
     return {o["path"]: o["md5"] for o in outs if o["path"] in OUTS and "md5" in o}
 
@@ -88,6 +86,14 @@ def version_tags(facts: dict[str, Any]) -> dict[str, str]:
 
 def _bool(value: bool) -> str:
     return "true" if value else "false"
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML file as it is: of another commit, so not for this one's code to check."""
+    from ruamel.yaml import YAML
+
+    content: dict[str, Any] = YAML(typ="safe", pure=True).load(file.read_text()) or {}
+    return content
 
 
 def comparison_tags(params: Params) -> dict[str, str]:
