@@ -110,6 +110,7 @@ def test_rollback_goes_back_champion_by_champion_and_stays_there(
     assert versions.champions(client, name) == ["1", "3", "4"]
     assert versions.roll_back(client, name, "blurred") == ("3", "4")
     assert (holder(client, name), holder(client, name, "challenger")) == ("3", "4")
+    assert client.get_registered_model(name).tags[versions.CHAMPIONS] == "1 3"
     restored, demoted = (client.get_model_version(name, v) for v in ("3", "4"))
     assert restored.tags["reason"] == "rolled back from version 4: blurred"
     assert demoted.tags["reason"] == "rolled back to version 3: blurred"
@@ -134,6 +135,8 @@ def test_a_champion_made_by_hand_and_a_deleted_one_are_reckoned_with(
 ) -> None:
     for distance in (10.0, 11.0, 9.0):
         enter(client, name, distance)
+    client.set_registered_model_alias(name, "champion", "1")
+    assert versions.champions(client, name) == ["1"]
     client.set_registered_model_alias(name, "champion", "2")
     assert versions.champions(client, name) == ["1", "3", "2"]
     client.delete_model_version(name, "3")
