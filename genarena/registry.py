@@ -35,9 +35,7 @@ def show_versions(name: str) -> None:
     table = Table(title=f"Registered versions; score: {' or '.join(scores)}, lower is better")
     for title in ("model", "version", "alias", "run", "score", "data", "when", "reason"):
         right = title in ("version", "score")
-        table.add_column(
-            title, justify="right" if right else "left", no_wrap=title not in ("model", "reason")
-        )
+        table.add_column(title, justify="right" if right else "left", no_wrap=title != "reason")
     for *first, (name, value), data, when, reason in rows:
         shown = f"{name} {value}" if len(scores) > 1 else value
         table.add_row(*first, shown, data, when, reason)

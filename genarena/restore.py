@@ -73,7 +73,7 @@ def share_storage(folder: Path) -> bool:
     from dvc.repo import Repo
 
     with Repo() as here:
-        cache, remotes = here.cache.local.path, dict(here.config["remote"])
+        cache, remotes = here.cache.local_cache_dir, dict(here.config["remote"])
         default = here.config["core"].get("remote")
     with Config(dvc_dir=str(folder / ".dvc")).edit("local") as config:
         config["cache"]["dir"] = str(Path(cache).absolute())

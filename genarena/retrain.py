@@ -116,9 +116,9 @@ def _restore(params: Params, origin: Origin, folder: Path) -> None:
     }
     if Path(storage).is_absolute():
         changes["cluster.storage"] = f"{storage}/retrained/{origin.name}-{origin.version}"
-    steps = int(origin.metrics["train_steps"])
     content = lineage.read_yaml(origin.project / "params.yaml")
     if "minutes" in content.get("train", {}).get("budget", {}):
+        steps = int(origin.metrics["train_steps"])
         changes["train.budget"] = {"steps": steps}
         console.print(f"its budget was time; it is trained for as many steps: {steps:,}")
     restore.set_params(folder, changes)

@@ -23,7 +23,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from genarena import retrain
+from genarena import restore, retrain
 from tasks import versions
 from tasks.errors import BadInput
 from tasks.params import load_params, override_params
@@ -143,6 +143,24 @@ def test_a_version_alone_is_retrained_to_the_same_metrics(project: Path, tmp_pat
         assert name in done.stdout
     mine, theirs = (p / "artifacts/train/vae-0/train.json" for p in (tmp_path / "again", project))
     assert json.loads(mine.read_text())["key"] != json.loads(theirs.read_text())["key"]
+
+
+def test_data_is_taken_from_the_cache_where_it_is_there(
+    project: Path,
+    client: mlflow.MlflowClient,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = restore.clone(git(project, "rev-parse", "HEAD"), tmp_path / "clone")
+    restore.bring_data(folder, restore.environment(folder), "data/raw")
+    assert capsys.readouterr().out == "data: from the cache\n"
+    manifest = "data/prepared/manifest.json"
+    assert (folder / manifest).read_bytes() == (project / manifest).read_bytes()
+    assert not (folder / ".dvc/cache").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    with pytest.raises(BadInput, match="is not empty; remove it or name another folder"):
+        restore.clone(git(project, "rev-parse", "HEAD"), tmp_path / "other")
 
 
 def copied(client: mlflow.MlflowClient, **changes: str) -> str:
