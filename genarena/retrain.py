@@ -43,7 +43,7 @@ class Origin:
     tags: dict[str, str]
     metrics: dict[str, float]  # of the test split, as registered
     hardware: str
-    project: Path  # folder with params.yaml and, where DVC ran it, dvc.lock
+    files: tuple[Path, ...]  # params.yaml and, where DVC ran it, dvc.lock
 
 
 def retrain(model: str, out: Path | None) -> int:
@@ -100,15 +100,28 @@ def _origin(params: Params, model: str, temporary: Path) -> Origin:
         tags=tags,
         metrics=measured,
         hardware=run.data.tags.get("hardware", ""),
-        project=Path(project),
+        files=_untouched(Path(project), run.data.tags, told),
     )
+
+
+def _untouched(project: Path, tags: dict[str, str], told: str) -> tuple[Path, ...]:
+    """The project's files that the run was given, held against the hashes it has of them."""
+    files = []
+    for tag, sha256 in tags.items():
+        if tag.startswith(lineage.SHA256):
+            file = project / tag.removeprefix(lineage.SHA256)
+            if not file.is_file() or store.file_sha256(file) != sha256:
+                raise BadInput(f"{told}: {file.name} in the artifact store is not the one it had")
+            files.append(file)
+    if not any(file.name == "params.yaml" for file in files):
+        raise BadInput(f"{told}: the parameters it was trained with are not known")
+    return tuple(files)
 
 
 def _restore(params: Params, origin: Origin, folder: Path) -> None:
     """Parameters, lock file and data into the clone."""
-    for file in origin.project.iterdir():
+    for file in origin.files:
         shutil.copy(file, folder / file.name)
-    (folder / lineage.LOCK).touch()
     storage = params.cluster.storage
     changes: dict[str, Any] = {
         "cluster.address": params.cluster.address,  # of today's cluster
@@ -116,7 +129,7 @@ def _restore(params: Params, origin: Origin, folder: Path) -> None:
     }
     if Path(storage).is_absolute():
         changes["cluster.storage"] = f"{storage}/retrained/{origin.name}-{origin.version}"
-    content = lineage.read_yaml(origin.project / "params.yaml")
+    content = lineage.read_yaml(folder / "params.yaml")
     if "minutes" in content.get("train", {}).get("budget", {}):
         steps = int(origin.metrics["train_steps"])
         changes["train.budget"] = {"steps": steps}

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models import store
 from tasks.params import PARAMS_FILE, Params
 from tasks.provenance import git_state
 from tasks.runs import Run
@@ -21,6 +22,9 @@ PROJECT, FACTS = "project", "lineage.json"  # folder beside the checkpoints; its
 LOCK = Path("dvc.lock")
 OUTS = ("data/prepared", "artifacts/classifier", "artifacts/features")  # what a training reads
 DESCRIBED = "genarena.described"  # tag: all that `describe` sends is there
+SHA256 = (
+    "genarena.sha256."  # tag, then a file's name: its hash, where the artifact store has no say
+)
 DIGEST = 36  # characters of a dataset's digest that MLflow keeps
 
 
@@ -135,8 +139,10 @@ def describe(
     context = InputTag("mlflow.data.context", "training")
     client.log_inputs(run_id, [DatasetInput(dataset, [context])])
     for file in (PARAMS_FILE, LOCK):
-        if (folder / PROJECT / file.name).exists():
-            client.log_artifact(run_id, str(folder / PROJECT / file.name), PROJECT)
+        kept = folder / PROJECT / file.name
+        if kept.exists():
+            client.log_artifact(run_id, str(kept), PROJECT)
+            client.set_tag(run_id, SHA256 + file.name, store.file_sha256(kept))
     client.set_tag(run_id, "mlflow.note.content", _words(params, which, facts, data_sha256))
     client.set_tag(run_id, DESCRIBED, "true")
 

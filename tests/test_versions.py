@@ -194,6 +194,21 @@ def test_what_cannot_be_restored_is_refused(
         retrain._origin(params, NAME, tmp_path)
 
 
+def test_files_changed_in_the_artifact_store_are_refused(
+    client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
+    run_id = client.get_model_version(NAME, "1").run_id
+    location = client.get_run(run_id).info.artifact_uri.removeprefix("file://")
+    file = Path(location, "project/params.yaml")
+    before = file.read_text()
+    file.write_text(before + "python: touch\n")
+    try:
+        with pytest.raises(BadInput, match=r"params.yaml in the artifact store is not the one"):
+            retrain._origin(load_params(), f"models:/{NAME}/1", tmp_path)
+    finally:
+        file.write_text(before)
+
+
 def test_a_metric_that_differs_is_shown_and_fails(
     client: mlflow.MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
