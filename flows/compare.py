@@ -8,12 +8,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import artifacts
-from flows.alone import alone
 from flows.chains import measure
 from flows.parameters import CompareSettings
 from flows.process import allow, stop_all
@@ -23,6 +22,7 @@ from tasks.cluster import connected, families_at_once
 from tasks.errors import BadInput
 from tasks.params import Params, load_params, override_params
 from tasks.runs import runs
+from tasks.workspace import alone
 
 
 @flow(name="compare", task_runner=ThreadPoolTaskRunner(max_workers=64))  # type: ignore[arg-type]
@@ -33,7 +33,7 @@ def compare(settings: CompareSettings = CompareSettings()) -> State[Any]:  # noq
     leaderboard says why.
     """
     try:
-        with alone():
+        with alone(get_run_logger().info):
             override_params(settings.changes())
             return run_all()
     except BadInput as error:

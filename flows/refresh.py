@@ -13,9 +13,9 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from ruamel.yaml import YAML
 
-from flows.alone import alone
 from tasks import dvc
 from tasks.errors import BadInput
+from tasks.workspace import alone
 
 NOTHING = "NothingToDo"  # the name of the completed state in which nothing had to run
 

@@ -108,6 +108,14 @@ def spare_processor(config: ClusterConfig, trainings: int) -> bool:
     return ray.cluster_resources().get("CPU", 0) - taken >= 1
 
 
+def workers_at_once(config: ClusterConfig, trainings: int) -> int:
+    """How many of them share a node when as many of the `trainings` run as the cluster holds."""
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return -(-min(families_at_once(config), trainings) * config.workers // nodes)
+
+
 def families_at_once(config: ClusterConfig) -> int:
     """How many families' workers the cluster holds side by side; BadInput where it is none."""
     import ray

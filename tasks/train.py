@@ -15,7 +15,7 @@ from typing import Any
 import models
 from models import store
 from tasks import lineage, stage
-from tasks.cluster import connected, spare_processor
+from tasks.cluster import connected, spare_processor, workers_at_once
 from tasks.data import shards
 from tasks.params import Params, load_params
 from tasks.runs import Run
@@ -27,7 +27,7 @@ from tasks.training.launch import launch
 from tasks.training.turns import NonFiniteLoss
 from tasks.training.validation import PICTURES
 from tasks.training.watch import Watch
-from tasks.training.worker import CHECKPOINTS, FAILURES, OUTCOME
+from tasks.training.worker import CHECKPOINTS, FAILURES
 
 JUDGES = (
     "classifier",
@@ -61,7 +61,6 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
     work = Path(params.cluster.storage).absolute() / "work" / f"{which.name}-{key}"
     work.mkdir(parents=True, exist_ok=True)
     spec["directory"] = str(work)
-    (work / OUTCOME).unlink(missing_ok=True)
     identity = work / "identity"  # of this very training, in MLflow too; survives a resume
     if not identity.exists():
         identity.write_text(uuid.uuid4().hex)
@@ -70,11 +69,12 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
     tracked = TrainingRun(params, which, manifest, token, work)
     watch = Watch(work, params.train.budget, tracked)
     with connected(params.cluster):
+        trainings = len(params.families) * len(params.seeds)
+        spec["neighbours"] = workers_at_once(params.cluster, trainings)
         if params.train.validation == "auto":  # the results are the same, and so is the key
-            spare = spare_processor(params.cluster, len(params.families) * len(params.seeds))
+            spare = spare_processor(params.cluster, trainings)
             spec["train"]["validation"] = "asynchronous" if spare else "synchronous"
-        launch(spec, params.cluster, params.train.max_failures, watch)
-    outcome = json.loads((work / OUTCOME).read_text())
+        outcome = launch(spec, params.cluster, params.train.max_failures, watch)
     if "error" in outcome:
         failure = FAILURES[outcome["error"]["kind"]]
         if failure is NonFiniteLoss:  # it would resume to the same end
@@ -113,6 +113,7 @@ def _export(work: Path, out: Path, spec: dict[str, Any], outcome: dict[str, Any]
         "hardware": outcome["hardware"],
         "workers": outcome["workers"],
         "precision": outcome["precision"],
+        "data": outcome["data"],
     }
 
 
@@ -126,7 +127,9 @@ def _key(spec: dict[str, Any], data_sha256: str) -> str:
     judges = [here / "evaluation" / f"{n}.py" for n in JUDGES]
     for file in [*code, *judges, *sorted((here / "training").glob("*.py"))]:
         digest.update(file.read_bytes())
-    known = {name: spec[name] for name in ("family", "config", "data", "train")}
+    known = {name: spec[name] for name in ("family", "config", "data")}
+    # where the data lies changes nothing: what memory could not hold goes on as a stream
+    known["train"] = {name: value for name, value in spec["train"].items() if name != "data"}
     digest.update(json.dumps(known, sort_keys=True).encode())
     return digest.hexdigest()[:12]
 
