@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from flows.alone import alone
 from tasks import dvc
 
 
@@ -54,11 +53,3 @@ def test_raw_data_is_fetched_only_where_dvc_tracks_it(
     remote = "store /somewhere\n"
     assert dvc.pull("data/raw") == "dvc pull data/raw: 1 file fetched"
     assert asked[-1] == ("--wait-for-lock", "pull", "data/raw.dvc")
-
-
-def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with alone() as first, alone(wait=False) as second:
-        assert (first, second) == (True, False)
-    with alone(wait=False) as third:
-        assert third
