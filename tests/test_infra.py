@@ -300,7 +300,9 @@ def test_kustomize_renders_with_the_names_it_made() -> None:
     wanted = set(re.findall(r"name: (genarena-(?:settings|config)\S*)", done.stdout))
     assert wanted == config  # those of the RayCluster too
     assert all("-" in name.removeprefix("genarena-") for name in config)
-    assert "image: genarena\n" not in done.stdout
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    used = set(re.findall(r"image: (genarena\S*)", done.stdout))
+    assert used == {f"genarena:{version}"}
 
 
 def test_ray_accepts_the_cluster_of_the_launcher() -> None:
@@ -346,11 +348,16 @@ def test_ray_start_knows_its_options() -> None:
     assert len(lines) == 6
     for line in lines:
         assert {w.split("=")[0] for w in line.split() if w.startswith("--")} <= flags, line
-    from ray.dashboard import http_server_agent
+    from ray.dashboard import http_server_agent, http_server_head
 
     paths = re.findall(r"52365(/\S+?)[\"\s]", text("compose.yaml"))
     assert paths
-    assert set(paths) <= set(http_server_agent.PUBLIC_EXACT_PATHS)
+    assert set(paths) <= set(http_server_agent.PUBLIC_EXACT_PATHS)  # no token is asked for there
+    head = Path(http_server_head.__file__).read_text()
+    for path in re.findall(
+        r"8265(/\S+?)[\"\s]", text("compose.yaml") + text("kubernetes/ray.yaml")
+    ):
+        assert f'"{path}",' in head
 
 
 def test_the_auth_configuration_is_what_mlflow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
