@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import functools
 import http.server
+import os
 import re
 import runpy
 import shutil
@@ -239,6 +240,8 @@ def test_every_service_has_a_health_check_limits_and_waits_for_the_healthy() -> 
 def test_every_container_has_resources_probes_and_no_privileges() -> None:
     for name, spec in pods():
         person = spec["securityContext"]
+        # a service `mlflow` would set MLFLOW_PORT, which MLflow takes for its own
+        assert spec["enableServiceLinks"] is False, name
         assert person["runAsNonRoot"], name
         assert person["runAsUser"] > 0, name
         assert person["seccompProfile"] == {"type": "RuntimeDefault"}, name
@@ -372,6 +375,8 @@ def test_the_auth_configuration_is_what_mlflow_reads(monkeypatch: pytest.MonkeyP
     assert found.database_uri == "postgresql:///mlflow_auth"
     assert found.default_permission == "READ"
     databases = text("kubernetes/config/databases.sh")
+    assert os.access(INFRA / "kubernetes/config/databases.sh", os.X_OK)  # else it is sourced
+    assert "defaultMode: 0555" in text("kubernetes/postgres.yaml")
     assert "CREATE DATABASE mlflow_auth OWNER mlflow;" in databases
     assert set(re.findall(r"\\getenv \w+ (\w+)", databases)) <= set(secrets())
 
