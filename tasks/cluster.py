@@ -15,6 +15,30 @@ from typing import Any
 from tasks.errors import BadInput
 from tasks.params import ClusterConfig
 
+LOST = (  # Ray's errors when a node, a worker's process or the connection is gone
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "LocalRayletDiedError",
+    "NodeDiedError",
+    "ObjectLostError",
+    "RaySystemError",
+    "RpcError",
+    "WorkerCrashedError",
+)
+
+
+def nodes_lost(error: BaseException) -> bool:
+    """Whether the cluster is at fault, not what ran on it: the same may go well again."""
+    if isinstance(error, ConnectionError):
+        return True
+    if "ray" not in sys.modules:
+        return False
+    import ray
+
+    of_workers = getattr(error, "worker_failures", None) or {}  # of a Ray Train's group
+    kinds = tuple(getattr(ray.exceptions, name) for name in LOST)
+    return isinstance(error, kinds) or any(nodes_lost(one) for one in of_workers.values())
+
 
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[str]:
@@ -82,6 +106,14 @@ def spare_processor(config: ClusterConfig, trainings: int) -> bool:
     at_once = min(families_at_once(config), trainings)
     taken = at_once * config.workers * worker_resources(config)["CPU"]
     return ray.cluster_resources().get("CPU", 0) - taken >= 1
+
+
+def workers_at_once(config: ClusterConfig, trainings: int) -> int:
+    """How many of them share a node when as many of the `trainings` run as the cluster holds."""
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return -(-min(families_at_once(config), trainings) * config.workers // nodes)
 
 
 def families_at_once(config: ClusterConfig) -> int:

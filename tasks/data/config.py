@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,13 +22,17 @@ KNOWN = {  # shape and levels of sources that are always the same
 DEFAULT_PATH = "data/raw"
 
 
+def plain(name: str) -> dict[str, Any]:
+    """What to set in `params.yaml` for another data set: its images as they are."""
+    as_is = {"dataset.derive": "none", "dataset.paired": True, "dataset.captions": []}
+    return {"dataset.name": name, "dataset.path": DEFAULT_PATH, **as_is}
+
+
 class DatasetConfig(Config):
     name: Literal[
         "digits", "mnist", "binarized_mnist", "image_folder", "paired_folder", "text", "toy2d"
     ] = "digits"
-    path: str = (
-        DEFAULT_PATH  # folder (the folder sources: also a zip, a URI of fsspec; text: a file)
-    )
+    path: str = DEFAULT_PATH  # folder; also a zip, a URI of fsspec (folder sources), a file (text)
     validation: Share = 0.1  # shares of the examples, chosen by the hash of their content
     test: Share = 0.2  # where the source has no official test split
     image_size: Positive | None = None  # folder sources: resize and crop to a square; null: as is

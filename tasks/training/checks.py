@@ -39,6 +39,10 @@ def check(family: str, params: Params, manifest: dict[str, Any]) -> None:
             f"train.budget: flops, but {family} is fitted, not descended: its work is not "
             "counted; use steps, images or minutes"
         )
+    if params.train.data == "stream" and not model.phases():
+        raise BadInput(
+            f"train.data: stream, but {family} is fitted to all data at once; use auto or memory"
+        )
     translates = "source" in FAMILIES[family].conditions and data.source and data.source.truth
     if select in ("psnr", "perceptual_distance") and not translates:
         raise BadInput(f"train.select: {select}, but {family} translates no known pair; use auto")
