@@ -269,6 +269,24 @@ def test_the_ray_cluster_scales_and_its_gpus_are_chosen() -> None:
     assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
+def in_bytes(amount: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)([A-Za-z]+)", amount).groups()  # type: ignore[union-attr]
+    return int(number) * 2 ** {"m": 20, "g": 30}[unit[0].lower()]
+
+
+def test_ray_has_shared_memory_for_its_objects() -> None:
+    """Three tenths of a node's memory; where /dev/shm is less, objects go to the disk, slowly."""
+    for name, service in services().items():
+        if name.startswith("ray-"):
+            memory = in_bytes(service["deploy"]["resources"]["limits"]["memory"])
+            assert in_bytes(service["shm_size"]) >= 0.3 * memory, name
+    for name, spec in pods():
+        if name.startswith("ray-"):
+            (shm,) = (v["emptyDir"]["sizeLimit"] for v in spec["volumes"] if v["name"] == "shm")
+            memory = in_bytes(spec["containers"][0]["resources"]["limits"]["memory"])
+            assert in_bytes(shm) >= 0.3 * memory, name
+
+
 def test_what_is_mounted_is_there() -> None:
     claims = {o["metadata"]["name"]: o["spec"] for o in objects() if "Claim" in o["kind"]}
     assert claims["project"]["accessModes"] == ["ReadWriteMany"]
