@@ -19,7 +19,7 @@ CAPTIONS ?=
 
 .PHONY: help
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 .PHONY: install
 install: $(BIN)/.installed  ## Make .venv and install everything into it
@@ -40,7 +40,19 @@ test: install  ## Lint, types, layers and the whole test suite
 	ruff format --check .
 	mypy
 	lint-imports
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile -m "not integration"
+
+$(BIN)/.installed-infra: $(BIN)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,infra]'
+	touch $@
+
+.PHONY: test-integration
+test-integration: $(BIN)/.installed-infra  ## The same servers as in production, on this machine, and the pipeline on them
+	pytest tests/integration -m integration
+
+.PHONY: servers
+servers: $(BIN)/.installed-infra  ## Those servers in the foreground, for this folder, until Ctrl-C
+	@python -m infra.local
 
 .PHONY: ui
 ui: install  ## MLflow UI and Prefect UI on localhost

@@ -48,6 +48,11 @@ def allow() -> None:
     _stopping.clear()
 
 
+def stopping() -> bool:
+    """Whether `stop_all` was called: what ends now was ended."""
+    return _stopping.is_set()
+
+
 def stop_all() -> None:
     """End every process group that runs, side by side, and start no more."""
     with _lock:

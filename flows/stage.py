@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
 from prefect.states import Completed, Failed, State
 
-from flows.process import run_process
-from tasks.runs import Run
-from tasks.stage import FLOW_PID
+from flows.process import run_process, stopping
+from tasks.environment import FLOW_PID
+from tasks.errors import AWAY
 
 REFUSED = "Refused"  # the state's name when the input is at fault, not the run
+OUTAGE = "Outage"  # when a node or the registry was away: tried again
 NOISE = (  # DVC's own remarks
     "Running stage",
     "> ",
@@ -28,47 +29,51 @@ NOISE = (  # DVC's own remarks
     "git add",
     "dvc config",
 )
+RAY_PREFIX = re.compile(r"^\([\w.<>:-]+ pid=\d+(?:, ip=(?P<ip>[^)\s]+))?\)\s?")
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{stage}")
+def worth_another(task: Any, run: Any, state: State[Any]) -> bool:
+    """Whether a failed stage is run again: after an outage, and not while the flow ends."""
+    return state.name == OUTAGE and not stopping()
+
+
+@task(
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    task_run_name="{stage}",
+    retries=2,
+    retry_delay_seconds=[10, 60],
+    retry_condition_fn=worth_another,
+)
 def run_stage(stage: str, environment: Mapping[str, str]) -> State[Any]:
     """`dvc repro` of one stage, its output streamed into the log line by line.
 
     A failed state has the stage's own error line as its message.
     """
     logger = get_run_logger()
-    last, refused = "", False
+    last, name = "", "Failed"
 
     def on_line(text: str) -> None:
-        nonlocal last, refused
+        nonlocal last, name
         if text.startswith("ERROR: failed to reproduce") and "failed to run:" in text:
-            refused = text.endswith("exited with 2")
+            endings = {"exited with 2": REFUSED, f"exited with {AWAY}": OUTAGE}
+            name = next((n for end, n in endings.items() if text.endswith(end)), name)
         elif text and not text.lstrip().startswith(NOISE):
-            last = text
-            logger.info(text)
+            last = plain(text)
+            logger.info(last)
 
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
     status = run_process(command, {**environment, FLOW_PID: str(os.getpid())}, on_line)
     if status == 0:
         return Completed()
-    name = REFUSED if refused else "Failed"
     return Failed(name=name, message=last or f"{stage}: exit status {status}")
+
+
+def plain(line: str) -> str:
+    """Without the name that Ray puts before a worker's line; another node's address stays."""
+    return RAY_PREFIX.sub(lambda m: f"[{m['ip']}] " if m["ip"] else "", line)
 
 
 def as_own(state: State[Any]) -> State[Any]:
     """A stage's failure as the flow's own: a state that is passed on loses its message."""
     return Failed(name=state.name, message=state.message)
-
-
-def start_run(which: Run, environment: Mapping[str, str]) -> PrefectFuture[Any]:
-    """Train, then evaluate; the future is of the last stage."""
-    trained = run_stage.submit(f"train@{which.name}", environment)
-    return run_stage.submit(  # type: ignore[call-overload]
-        f"evaluate@{which.name}", environment, wait_for=[trained]
-    )
-
-
-def failed_chain(future: PrefectFuture[Any]) -> bool:
-    """Wait for a run; whether any of its stages did not complete."""
-    future.wait()
-    return not future.state.is_completed()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,12 @@ from ruamel.yaml.error import YAMLError
 
 from genarena.show import console, show_leaderboard
 from models import FAMILIES
+from tasks import dvc
+from tasks.data.config import plain
 from tasks.environment import prepare_environment
 from tasks.errors import BadInput, exit_on_bad_input
 from tasks.params import Params, load_params, override_params, preview_params
-
-BUSY_TRIES, BUSY_WAIT_S = 60, 2.0
-
+from tasks.workspace import alone
 
 STARTERS = {
     "image": ("vae", "dcgan", "realnvp"),
@@ -43,32 +40,50 @@ def run_comparison(
     with exit_on_bad_input("genarena"):
         enter_project()
         prepare_environment()
-        changes = _changes(dataset, data_path, families, captions, settings)
-        if seeds:
-            changes["seeds"] = _whole_numbers(seeds)
-        if changes.get("families") == ["all"]:
-            changes["families"] = _suited(changes)
-        elif dataset and not families:
-            changes |= _starters(changes)
-        given = {name: amount for name, amount in budget.items() if amount is not None}
-        if given:
-            changes["train.budget"] = given
-        for key, (old, new) in override_params(changes).items():
-            console.print(f"params.yaml: {key}: {old} -> {new}", soft_wrap=True, markup=False)
-        params = load_params()
-        local = "://" not in params.dataset.path
-        if local and not Path(params.dataset.path).exists():
-            raise BadInput(f"params.yaml: dataset.path: {params.dataset.path} does not exist")
-        each = "" if len(params.seeds) == 1 else f"; seeds {', '.join(map(str, params.seeds))}"
-        console.print(f"{params.dataset.title}: {', '.join(params.families)}{each}")
-        failure = None
-        if _up_to_date():
-            console.print("Everything is up to date: no stage has to run.")
-        else:
-            failure = _run_flow()
-        show_leaderboard(params)
-        if failure or not _all_ok(params):
-            raise SystemExit(f"genarena: {failure}" if failure else 1)
+        with alone(console.print):
+            _set_params(dataset, data_path, families, seeds, budget, captions, settings)
+            _compare(load_params())
+
+
+def _compare(params: Params) -> None:
+    """Run the flow where something has to run, and show the leaderboard."""
+    local = "://" not in params.dataset.path
+    if local and not Path(params.dataset.path).exists():
+        raise BadInput(f"params.yaml: dataset.path: {params.dataset.path} does not exist")
+    each = "" if len(params.seeds) == 1 else f"; seeds {', '.join(map(str, params.seeds))}"
+    console.print(f"{params.dataset.title}: {', '.join(params.families)}{each}")
+    failure = None
+    if not dvc.changed(console.print):
+        console.print("Everything is up to date: no stage has to run.")
+    else:
+        failure = _run_flow()
+    show_leaderboard(params)
+    if failure or not _all_ok(params):
+        raise SystemExit(f"genarena: {failure}" if failure else 1)
+
+
+def _set_params(
+    dataset: str,
+    data_path: str,
+    families: str,
+    seeds: str,
+    budget: dict[str, float | None],
+    captions: str,
+    settings: list[str],
+) -> None:
+    """Write what is asked into params.yaml, and say what that changes."""
+    changes = _changes(dataset, data_path, families, captions, settings)
+    if seeds:
+        changes["seeds"] = _whole_numbers(seeds)
+    if changes.get("families") == ["all"]:
+        changes["families"] = _suited(changes)
+    elif dataset and not families:
+        changes |= _starters(changes)
+    given = {name: amount for name, amount in budget.items() if amount is not None}
+    if given:
+        changes["train.budget"] = given
+    for key, (old, new) in override_params(changes).items():
+        console.print(f"params.yaml: {key}: {old} -> {new}", soft_wrap=True, markup=False)
 
 
 def _whole_numbers(seeds: str) -> list[int]:
@@ -84,9 +99,7 @@ def _changes(
     """The options as dotted keys of params.yaml; another data set starts from plain images."""
     changes: dict[str, Any] = {}
     if dataset:
-        changes["dataset.name"] = dataset
-        changes["dataset.path"] = "data/raw"
-        changes |= {"dataset.derive": "none", "dataset.paired": True, "dataset.captions": []}
+        changes |= plain(dataset)
         known = Path(os.environ.get("GENARENA_DATA", "/nonexistent"), dataset)
         if known.is_dir():
             changes["dataset.path"] = str(known.absolute())
@@ -140,21 +153,6 @@ def enter_project() -> None:
             os.chdir(folder)
             return
     raise BadInput("no dvc.yaml and params.yaml here or above; run this in the project's folder")
-
-
-def _up_to_date() -> bool:
-    """Whether DVC has nothing to run; it alone decides."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json"]
-    for attempt in range(BUSY_TRIES):
-        status = subprocess.run(command, capture_output=True, text=True)
-        if status.returncode == 0:
-            break
-        if "is busy" not in status.stderr or attempt == BUSY_TRIES - 1:
-            raise BadInput(f"dvc status: {status.stderr.strip().splitlines()[-1]}")
-        if attempt == 0:
-            console.print("another run is at work in this project, or just ending; waiting")
-        time.sleep(BUSY_WAIT_S)
-    return not json.loads(status.stdout) and Path("dvc.lock").exists()
 
 
 def _run_flow() -> str | None:

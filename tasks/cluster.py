@@ -15,6 +15,30 @@ from typing import Any
 from tasks.errors import BadInput
 from tasks.params import ClusterConfig
 
+LOST = (  # Ray's errors when a node, a worker's process or the connection is gone
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "LocalRayletDiedError",
+    "NodeDiedError",
+    "ObjectLostError",
+    "RaySystemError",
+    "RpcError",
+    "WorkerCrashedError",
+)
+
+
+def nodes_lost(error: BaseException) -> bool:
+    """Whether the cluster is at fault, not what ran on it: the same may go well again."""
+    if isinstance(error, ConnectionError):
+        return True
+    if "ray" not in sys.modules:
+        return False
+    import ray
+
+    of_workers = getattr(error, "worker_failures", None) or {}  # of a Ray Train's group
+    kinds = tuple(getattr(ray.exceptions, name) for name in LOST)
+    return isinstance(error, kinds) or any(nodes_lost(one) for one in of_workers.values())
+
 
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[str]:

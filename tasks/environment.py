@@ -8,6 +8,9 @@ from pathlib import Path
 
 STATE = ".genarena"  # checkpoints, Prefect's database, downloads; under the project's folder
 
+FLOW_PID = "GENARENA_FLOW_PID"  # set by the flow for its stages
+
+_LEASES = "prefect.server.concurrency.lease_storage"
 _TASK_LINE = "%(asctime)s  %(task_run_name)-18s %(message)s"
 DEFAULTS = {
     # telemetry: off
@@ -18,6 +21,9 @@ DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Prefect: a temporary server can take 30 s to start on a small machine
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    # a restart of the server: what runs hold of a limit is on disk, and runs wait for its return
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": f"{_LEASES}.filesystem",
+    "PREFECT_CLIENT_MAX_RETRIES": "8",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s  %(message)s",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": _TASK_LINE,
     "PREFECT_LOGGING_FORMATTERS_STANDARD_DATEFMT": "%H:%M:%S",

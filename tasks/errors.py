@@ -7,6 +7,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+AWAY = 75  # exit status of a stage that may go well when it is tried again: EX_TEMPFAIL
+
+
+class Outage(RuntimeError):
+    """Something that others run is away; nothing is wrong with the input, try again later."""
+
 
 class BadInput(ValueError):
     """What the user gave cannot be used; the message says what, where and the nearest choice."""

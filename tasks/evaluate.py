@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models import store
-from tasks import stage, tracking
+from tasks import lineage, stage, tracking
 from tasks.cluster import on_worker
 from tasks.data import shards
 from tasks.params import EvaluationConfig, Params, load_params
@@ -135,11 +135,7 @@ def measure_folder(
 def _track(params: Params, which: Run, metrics: dict[str, Any], trained: Path, out: Path) -> None:
     client = tracking.connect(params)
     run_id = tracking.run_of(client, params, which, trained)
-    for name, value in metrics.items():
-        if isinstance(value, (int, float)):
-            client.log_metric(run_id, name, float(value))
-        elif isinstance(value, str):
-            client.set_tag(run_id, name, value)
+    lineage.send_measured(client, run_id, metrics)
     client.log_artifacts(run_id, str(out), "evaluation")
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,11 @@ from pathlib import Path
 import psutil
 
 from models import FAMILIES
-from tasks.environment import prepare_environment
-from tasks.errors import BadInput, exit_on_bad_input, nearest
+from tasks.cluster import nodes_lost
+from tasks.environment import FLOW_PID, prepare_environment
+from tasks.errors import AWAY, BadInput, Outage, exit_on_bad_input, nearest
 from tasks.params import load_params
 from tasks.runs import Run
-
-FLOW_PID = "GENARENA_FLOW_PID"  # set by the flow for its stages
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -63,6 +63,9 @@ def running(name: str, run: Run | None = None) -> Iterator[None]:
             if record:
                 kind = "" if isinstance(error, BadInput) else f"{type(error).__name__}: "
                 _write_reason(record, name, f"{kind}{error}")
+            if isinstance(error, Outage) or nodes_lost(error):
+                traceback.print_exc()
+                raise SystemExit(AWAY) from error
             raise
     if record:
         record.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel
 
 from models import FAMILIES
 from tests import projects
@@ -126,22 +125,6 @@ def test_doctor_names_what_does_not_answer(project: Path, monkeypatch: pytest.Mo
     assert done.returncode == 1
     assert re.search(r"missing\s+MLflow server at http://127.0.0.1:9 does not answer", done.stdout)
     assert re.search(r"ok\s+torch 2\.14\.1", done.stdout)
-
-
-def test_prefect_yaml_has_no_key_that_would_vanish(root: Path) -> None:
-    """Prefect drops what it does not know, so every key is held against its own models."""
-    content = yaml.safe_load((root / "prefect.yaml").read_text())
-    assert set(content) <= {_name(PrefectYamlModel, f) for f in PrefectYamlModel.model_fields}
-    known = {_name(DeploymentConfig, f) for f in DeploymentConfig.model_fields}
-    for deployment in content["deployments"]:
-        assert set(deployment) <= known
-        module, function = deployment["entrypoint"].split(":")
-        assert f"def {function}(" in (root / module).read_text()
-        assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-
-
-def _name(model: type, field: str) -> str:
-    return model.model_fields[field].alias or field  # type: ignore[attr-defined]
 
 
 def test_dvc_stages_list_files_that_exist(root: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from prefect.states import Completed, Failed, State
 
-from flows import compare
+from flows import chains, compare, stage
+from tasks.cluster import nodes_lost
 from tasks.params import Params
 from tasks.runs import Run
 
@@ -39,23 +40,21 @@ class Chain:
 
 @pytest.mark.parametrize("places", [1, 2])
 def test_no_more_runs_are_open_than_have_a_place_and_a_failed_one_frees_it(
-    places: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    places: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("reports").mkdir()
-    Path("reports/leaderboard.csv").write_text("rank,family\n1,vae\n")
     stages: list[str] = []
     log: list[str] = []
     open_: list[str] = []
 
-    def stage(name: str, environment: Mapping[str, str], **_: Any) -> State[Any]:
+    def run_stage(name: str, environment: Mapping[str, str], **_: Any) -> State[Any]:
         stages.append(name)
         return Completed()
 
-    monkeypatch.setattr(compare, "run_stage", stage)
-    monkeypatch.setattr(compare, "start_run", lambda which, _: Chain(which, open_, log))
+    monkeypatch.setattr(compare, "run_stage", run_stage)
+    monkeypatch.setattr(chains, "start_run", lambda which, *_: Chain(which, open_, log))
     monkeypatch.setattr(compare, "families_at_once", lambda _: places)
-    monkeypatch.setattr(compare, "create_table_artifact", lambda **_: None)
+    monkeypatch.setattr(compare.artifacts, "Progress", lambda _: Mock())
+    monkeypatch.setattr(compare.artifacts, "show_leaderboard", Mock())
     families = ("vae", "gan", "gmm")
     params = Params(families=families, seeds=(0, 1), models={name: {} for name in families})
     state = compare._stages(params, {})
@@ -65,3 +64,51 @@ def test_no_more_runs_are_open_than_have_a_place_and_a_failed_one_frees_it(
     assert stages == ["prepare", "classifier", "features", "report", "register"]
     assert state.is_failed()
     assert "gan-0, gan-1" in str(state.message)
+
+
+def test_what_is_tried_again_is_what_may_go_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit status of a stage decides; nothing is tried again once the flow ends."""
+    states = {}
+    for status in (1, 2, 75):
+        line = f"ERROR: failed to reproduce 's': failed to run: x, exited with {status}"
+
+        def ended(command: Any, environment: Any, on_line: Callable[[str], None]) -> int:
+            on_line("(measure pid=7) so it went")
+            on_line(line)  # noqa: B023
+            return 1
+
+        monkeypatch.setattr(stage, "run_process", ended)
+        monkeypatch.setattr(stage, "get_run_logger", Mock())
+        states[status] = stage.run_stage.fn("s", {})
+    assert [state.name for state in states.values()] == ["Failed", "Refused", "Outage"]
+    assert {str(state.message) for state in states.values()} == {"so it went"}
+    again = [stage.worth_another(None, None, state) for state in states.values()]
+    assert again == [False, False, True]
+    monkeypatch.setattr(stage, "stopping", lambda: True)
+    assert not stage.worth_another(None, None, states[75])
+    assert stage.run_stage.retries == 2
+    assert stage.run_stage.retry_condition_fn is stage.worth_another
+
+
+def test_a_lost_node_is_an_outage_and_a_fault_of_the_training_is_none() -> None:
+    import ray
+    from ray.train import WorkerGroupError
+
+    lost = ray.exceptions.ActorDiedError()
+    assert nodes_lost(lost)
+    assert nodes_lost(ConnectionResetError())
+    assert nodes_lost(WorkerGroupError("gone", {0: ValueError("cut off"), 1: lost}))
+    assert not nodes_lost(WorkerGroupError("NaN", {0: ValueError("step 3: loss is nan")}))
+    assert not nodes_lost(ValueError("no"))
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("(measure_folder pid=123) features: 100", "features: 100"),
+        ("(RayTrainWorker pid=9, ip=10.0.0.7) step 3", "[10.0.0.7] step 3"),
+        ("(2 of 3) step 3", "(2 of 3) step 3"),
+    ],
+)
+def test_the_log_has_no_names_of_ray_workers(line: str, shown: str) -> None:
+    assert stage.plain(line) == shown

@@ -27,8 +27,10 @@ def launch(
     cluster: ClusterConfig,
     max_failures: int,
     poll: Callable[[], None],
-) -> None:
+) -> dict[str, Any]:
     """Run `work(spec)` on Ray Train workers until it ends; Ray must be connected.
+
+    Returns what it returned on the first of them.
 
     Lost workers are replaced up to `max_failures` times and resume from the last checkpoint.
     `poll` is called about twice a second meanwhile. SIGTERM and SIGINT make the workers write
@@ -67,10 +69,11 @@ def launch(
         ),
     )
     failure: list[BaseException] = []
+    outcome: list[dict[str, Any]] = []
 
     def fit() -> None:
         try:
-            trainer.fit()
+            outcome.append(trainer.fit().return_value)
         except BaseException as error:
             failure.append(error)
 
@@ -85,6 +88,7 @@ def launch(
         raise Interrupted(128 + signals.received)
     if failure:
         raise failure[0]
+    return outcome[0]
 
 
 class _Signals:

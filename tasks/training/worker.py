@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import torch
 from models import store
 from tasks.errors import BadInput
 from tasks.training.background import Background
+from tasks.training.checkpoint import StorageFailed
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
 from tasks.training.history import HISTORY, Journal
@@ -25,12 +25,18 @@ from tasks.training.stream import StreamData
 from tasks.training.turns import NonFiniteLoss, fold_seed
 from tasks.training.validation import Validator
 
-STOP, OUTCOME, CHECKPOINTS = "stop", "outcome.json", "checkpoints"
-FAILURES = {kind.__name__: kind for kind in (BadInput, NonFiniteLoss, ValidationFailed)}
+STOP, CHECKPOINTS = "stop", "checkpoints"
+FAILURES = {
+    kind.__name__: kind for kind in (BadInput, NonFiniteLoss, StorageFailed, ValidationFailed)
+}
 
 
-def work(spec: dict[str, Any]) -> None:
-    """Train as `spec` says (see `tasks.train`), on one worker of the process group, if any."""
+def work(spec: dict[str, Any]) -> dict[str, Any]:
+    """Train as `spec` says (see `tasks.train`), on one worker of the process group, if any.
+
+    Returns how it went: the fields of `Outcome`, the hardware, and under `error` what ended the
+    training where another try would end alike. It goes through memory, for the disk may be full.
+    """
     set_up_torch(spec["threads"])
     comm = Comm()
     device = _device()
@@ -67,8 +73,7 @@ def work(spec: dict[str, Any]) -> None:
         facts |= asdict(outcome)
     except tuple(FAILURES.values()) as error:  # told to the driver: another try would end alike
         facts["error"] = {"kind": type(error).__name__, "message": str(error)}
-    if comm.rank == 0:
-        (directory / OUTCOME).write_text(json.dumps(facts))
+    return facts
 
 
 def size(model: torch.nn.Module) -> int:

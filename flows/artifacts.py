@@ -1,0 +1,82 @@
+"""What a flow run shows in Prefect's UI beside its log."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+import pandas as pd
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from tasks import tracking
+from tasks.dvc import Stages, reasons
+from tasks.params import Params
+from tasks.reporting import leaderboard
+from tasks.reporting.verdict import verdict
+
+NOT_NEW = "known"  # the register stage's reason for a version that was there before
+
+
+class Progress:
+    """How many of the run's stages are done, as a bar."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.ended = total, 0
+        self.lock = threading.Lock()
+        self.bar = cast(UUID, create_progress_artifact(0.0, "progress", f"stages, of {total}"))
+
+    def step(self) -> None:
+        """One more stage has ended; from any thread."""
+        with self.lock:
+            self.ended += 1
+            update_progress_artifact(self.bar, 100.0 * self.ended / self.total)
+
+
+def show_run(params: Params, run_id: str) -> None:
+    """A link to the comparison's MLflow run, where MLflow has an address."""
+    uri = tracking.tracking_uri(params)
+    if uri.startswith("http"):
+        experiment = tracking.connect(params).get_run(run_id).info.experiment_id
+        link = f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+        create_link_artifact(link, "the comparison in MLflow", key="mlflow-run")
+
+
+def show_leaderboard(params: Params) -> None:
+    """`reports/leaderboard.csv` as a table, and the leaderboard in words."""
+    title = params.dataset.title
+    table = pd.read_csv("reports/leaderboard.csv").astype(object)
+    cells: list[Any] = table.where(table.notna(), None).to_dict("records")
+    create_table_artifact(cells, key="leaderboard", description=title)
+    rows = leaderboard.load_families(params.families, params.seeds, Path())
+    words = [f"- {said}" for said in verdict(rows, title, str(params.train.budget))]
+    create_markdown_artifact("\n".join([f"## {title}", "", *words]), key="verdict")
+
+
+def show_refreshed(before: Stages, after: Stages) -> str:
+    """What ran since `before` and why, which versions came of it, and of which data."""
+    ran = reasons(before, after)
+    lines = ["## Ran again", ""]
+    lines += [f"- `{stage}`: {'; '.join(why)}" for stage, why in ran.items()] or ["- nothing"]
+    manifest, registry = Path("data/prepared/manifest.json"), Path("artifacts/registry.json")
+    if manifest.exists():
+        lines += ["", f"Data: `{json.loads(manifest.read_text())['content_sha256']}`"]
+    if "register" in ran and registry.exists():
+        made = json.loads(registry.read_text())
+        new = [
+            f"- {name} version {one['version']}: {one['alias']} ({one['reason']})"
+            for name, one in made.items()
+            if one["reason"] != NOT_NEW
+        ]
+        lines += ["", "## New versions", "", *(new or ["- none"])]
+    text = "\n".join(lines)
+    create_markdown_artifact(text, key="refresh")
+    return text

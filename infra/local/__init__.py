@@ -1,0 +1,1 @@
+"""The production topology natively on one machine: every server a process of its own."""
