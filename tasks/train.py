@@ -15,7 +15,7 @@ from typing import Any
 import models
 from models import store
 from tasks import lineage, stage
-from tasks.cluster import connected, spare_processor, workers_at_once
+from tasks.cluster import connected, spare_processor, wait_for_room, workers_at_once
 from tasks.data import shards
 from tasks.params import Params, load_params
 from tasks.runs import Run
@@ -69,6 +69,7 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
     tracked = TrainingRun(params, which, manifest, token, work)
     watch = Watch(work, params.train.budget, tracked)
     with connected(params.cluster):
+        wait_for_room(params.cluster)
         trainings = len(params.families) * len(params.seeds)
         spec["neighbours"] = workers_at_once(params.cluster, trainings)
         if params.train.validation == "auto":  # the results are the same, and so is the key
