@@ -51,6 +51,9 @@ def connected(config: ClusterConfig) -> Iterator[str]:
     # "local": without an address Ray would join whatever `ray start` left on this machine, and
     # wait for ever where that is gone
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("http"):  # of its Jobs API: this machine is no node (`tasks.jobs`)
+        yield address
+        return
     local = {}
     if address == "local":
         if "ray" in sys.modules and "RAY_AUTH_TOKEN" not in os.environ:

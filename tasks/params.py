@@ -29,7 +29,9 @@ NO_CODE = "tasks/evaluation/registered.py"  # genarena's own: there is no code o
 class ClusterConfig(Config):
     """Where to compute. One code path for one CPU, one GPU and many nodes."""
 
-    address: str | None = None  # of a running Ray; null: RAY_ADDRESS, or a local Ray
+    # of a running Ray, host:6379, or of its Jobs API, http://host:8265, where this machine is no
+    # node of it; null: RAY_ADDRESS, or a local Ray
+    address: str | None = None
     # training processes per family. [1, 4]: elastic, from 1 to 4, as many as there is room for;
     # more when nodes come, fewer when they go, and those that cannot share train.batch_size idle
     workers: int | tuple[int, int] = 1
@@ -38,7 +40,8 @@ class ClusterConfig(Config):
         "auto"  # auto: 1 where the cluster has GPUs
     )
     wait_s: float = Field(0, ge=0)  # how long an autoscaler has to bring what is asked for
-    storage: str = ".genarena"  # checkpoints; must be shared between the cluster's nodes
+    # checkpoints; must be shared between the cluster's nodes, and with this machine
+    storage: str = ".genarena"
 
     @field_validator("workers", mode="before")
     @classmethod

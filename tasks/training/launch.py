@@ -80,7 +80,7 @@ def launch(
             failure.append(error)
 
     thread = threading.Thread(target=fit, daemon=True, name="ray-train-fit")
-    with _Signals(directory / STOP) as signals:
+    with Signals(directory / STOP) as signals:
         thread.start()
         while thread.is_alive() and not signals.overdue():
             thread.join(0.5)
@@ -93,7 +93,7 @@ def launch(
     return outcome[0]
 
 
-class _Signals:
+class Signals:
     """Inside, SIGINT and SIGTERM leave a stop file for the workers instead of ending us."""
 
     def __init__(self, stop: Path) -> None:
@@ -101,7 +101,7 @@ class _Signals:
         self.received: int | None = None
         self.since = 0.0
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
