@@ -17,8 +17,8 @@ from flows.chains import measure
 from flows.parameters import CompareSettings
 from flows.process import allow, stop_all
 from flows.stage import REFUSED, as_own, run_stage
-from tasks import tracking
-from tasks.cluster import connected, families_at_once
+from tasks import jobs, tracking
+from tasks.cluster import connected
 from tasks.errors import BadInput
 from tasks.params import Params, load_params, override_params
 from tasks.runs import runs
@@ -64,7 +64,7 @@ def run_all() -> State[Any]:
 def _stages(params: Params, environment: dict[str, str]) -> State[Any]:
     asked = runs(params.families, params.seeds)
     progress = artifacts.Progress(5 + 2 * len(asked))
-    places = families_at_once(params.cluster)
+    places = jobs.families_at_once(params.cluster)
     for stage in ("prepare", "classifier", "features"):
         if (state := run_stage(stage, environment, return_state=True)).is_failed():
             return as_own(state)

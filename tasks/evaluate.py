@@ -12,8 +12,8 @@ from typing import Any
 
 from models import store
 from tasks import lineage, stage, tracking
-from tasks.cluster import on_worker
 from tasks.data import shards
+from tasks.jobs import Output, on_worker
 from tasks.params import EvaluationConfig, Params, load_params
 from tasks.reporting import leaderboard, table
 from tasks.runs import Run
@@ -43,9 +43,9 @@ def run(
     metrics_file: Path,
 ) -> dict[str, Any]:
     """Measure the model in `trained`; pictures go to `out`, numbers to `metrics_file`."""
-    folders = [str(p.absolute()) for p in (prepared, classifier, features, trained, out)]
-    code = str(Path(params.evaluation.features_code).absolute())
-    result = on_worker(params.cluster, measure_folder, params.evaluation, *folders, code)
+    code = Path(params.evaluation.features_code)
+    folders = (prepared, classifier, features, trained, Output(out), code)
+    result = on_worker(params.cluster, measure_folder, params.evaluation, *folders)
     facts = json.loads((trained / "train.json").read_text())
     costs = {name: facts[name] for name in COSTS if name in facts}
     reasons = result["not_applicable"]

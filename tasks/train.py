@@ -15,15 +15,14 @@ from typing import Any
 import models
 from models import store
 from tasks import lineage, stage
-from tasks.cluster import connected, spare_processor, workers_at_once
 from tasks.data import shards
 from tasks.params import Params, load_params
 from tasks.runs import Run
 from tasks.tracking import TrainingRun
 from tasks.training.candidates import load_best
 from tasks.training.checks import check
+from tasks.training.dispatch import on_cluster
 from tasks.training.history import HISTORY, read_history, write_history
-from tasks.training.launch import launch
 from tasks.training.turns import NonFiniteLoss
 from tasks.training.validation import PICTURES
 from tasks.training.watch import Watch
@@ -68,13 +67,8 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
     came_from = lineage.record(work, params, manifest)
     tracked = TrainingRun(params, which, manifest, token, work)
     watch = Watch(work, params.train.budget, tracked)
-    with connected(params.cluster):
-        trainings = len(params.families) * len(params.seeds)
-        spec["neighbours"] = workers_at_once(params.cluster, trainings)
-        if params.train.validation == "auto":  # the results are the same, and so is the key
-            spare = spare_processor(params.cluster, trainings)
-            spec["train"]["validation"] = "asynchronous" if spare else "synchronous"
-        outcome = launch(spec, params.cluster, params.train.max_failures, watch)
+    trainings = len(params.families) * len(params.seeds)
+    outcome = on_cluster(params, spec, trainings, watch)
     if "error" in outcome:
         failure = FAILURES[outcome["error"]["kind"]]
         if failure is NonFiniteLoss:  # it would resume to the same end

@@ -54,7 +54,7 @@ def test_no_more_runs_are_open_than_have_a_place_and_a_failed_one_frees_it(
 
     monkeypatch.setattr(compare, "run_stage", run_stage)
     monkeypatch.setattr(chains, "start_run", lambda which, *_: Chain(which, open_, log))
-    monkeypatch.setattr(compare, "families_at_once", lambda _: places)
+    monkeypatch.setattr(compare.jobs, "families_at_once", lambda _: places)
     monkeypatch.setattr(compare.artifacts, "Progress", lambda _: Mock())
     monkeypatch.setattr(compare.artifacts, "show_leaderboard", Mock())
     families = ("vae", "gan", "gmm")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -191,7 +192,9 @@ def test_what_does_not_fit_streams_and_what_is_fitted_says_so(
         memory.train_data(prepared, tiny_model("naive_bayes", spec), config, Comm(), 2)
 
 
-def test_the_memory_limits_of_containers_are_found(tmp_path: Path) -> None:
+def test_the_memory_limits_of_containers_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = tmp_path / "own"
     own.write_text("4:memory:/pod/one\n0::/pod/two\n")
     for file, text in {
@@ -205,6 +208,9 @@ def test_the_memory_limits_of_containers_are_found(tmp_path: Path) -> None:
         (tmp_path / file).write_text(text + "\n")
     assert sorted(memory.cgroup_limits(tmp_path, own)) == [3000, 5000, 9000]
     assert memory.cgroup_limits(tmp_path, tmp_path / "none") == []
+    monkeypatch.setattr(memory, "cgroup_limits", list)
+    cpu = torch.device("cpu")
+    assert memory.memory(cpu, 3) == psutil.virtual_memory().total // 3
 
 
 @pytest.mark.parametrize("prepared", ["domains", "captions"], indirect=True)

@@ -15,7 +15,9 @@ from tasks.training.validation import loss_unsuited
 def check(family: str, params: Params, manifest: dict[str, Any]) -> None:
     """Raises BadInput where `family` cannot be trained so on the data of this manifest."""
     try:
-        check_batch(manifest["counts"]["train"], params.train.batch_size, params.cluster.workers)
+        # an elastic group makes do with those that can share the batch
+        workers = params.cluster.most if params.cluster.fewest == params.cluster.most else 1
+        check_batch(manifest["counts"]["train"], params.train.batch_size, workers)
     except ValueError as error:
         raise BadInput(str(error)) from error
     data, select = DataSpec(**manifest["spec"]), params.train.select

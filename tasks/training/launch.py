@@ -32,7 +32,9 @@ def launch(
 
     Returns what it returned on the first of them.
 
-    Lost workers are replaced up to `max_failures` times and resume from the last checkpoint.
+    Lost workers are replaced up to `max_failures` times and resume from the last checkpoint. An
+    elastic group starts with as many as there is room for, goes on with those that are left, and
+    is started again with more, from the last checkpoint, at most a minute after there is room.
     `poll` is called about twice a second meanwhile. SIGTERM and SIGINT make the workers write
     a checkpoint and end.
 
@@ -55,7 +57,7 @@ def launch(
         train_loop_config={**spec, "threads": cluster.cpus_per_worker},
         torch_config=TorchConfig(backend="nccl" if resources["GPU"] else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=cluster.workers,  # a pair: elastic
             use_gpu=resources["GPU"] > 0,
             resources_per_worker={name: n for name, n in resources.items() if n},
         ),
@@ -78,7 +80,7 @@ def launch(
             failure.append(error)
 
     thread = threading.Thread(target=fit, daemon=True, name="ray-train-fit")
-    with _Signals(directory / STOP) as signals:
+    with Signals(directory / STOP) as signals:
         thread.start()
         while thread.is_alive() and not signals.overdue():
             thread.join(0.5)
@@ -91,7 +93,7 @@ def launch(
     return outcome[0]
 
 
-class _Signals:
+class Signals:
     """Inside, SIGINT and SIGTERM leave a stop file for the workers instead of ending us."""
 
     def __init__(self, stop: Path) -> None:
@@ -99,7 +101,7 @@ class _Signals:
         self.received: int | None = None
         self.since = 0.0
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 

@@ -66,7 +66,7 @@ def size(prepared: Path, spec: DataSpec) -> int:
 
 def memory(device: torch.device, neighbours: int = 1) -> int:
     """Bytes that one of so many workers on this node may have, on the device if that is less."""
-    there = min(psutil.virtual_memory().total, *cgroup_limits()) // neighbours
+    there = min([psutil.virtual_memory().total, *cgroup_limits()]) // neighbours
     if device.type == "cuda":
         there = min(there, torch.cuda.get_device_properties(device).total_memory)
     return there

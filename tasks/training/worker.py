@@ -38,9 +38,11 @@ def work(spec: dict[str, Any]) -> dict[str, Any]:
     training where another try would end alike. It goes through memory, for the disk may be full.
     """
     set_up_torch(spec["threads"])
-    comm = Comm()
     device = _device()
     config = TrainConfig(**spec["train"])
+    comm = Comm.sharing(config.batch_size)
+    if comm is None:
+        return {}
     directory = Path(spec["directory"])
 
     torch.manual_seed(fold_seed(config.seed, "init"))
