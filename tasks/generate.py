@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tasks import dvc, packaging, stage, versions
+from tasks import dvc, jobs, packaging, stage, versions
 from tasks.cluster import connected, families_at_once, worker_resources
 from tasks.drawing import GenerateSettings, Request, checked, draw_slice, drawn, requests
 from tasks.errors import BadInput
@@ -34,6 +34,8 @@ def run(params: Params, settings: GenerateSettings, root: Path = GENERATED) -> d
 
     Raises BadInput for a model, a condition or an option that there is not.
     """
+    if jobs.http_address(params.cluster):
+        raise BadInput("cluster.address: generate cannot use Ray's Jobs API; give host:port")
     asked = list(requests(settings))
     uri = settings.model or f"{params.dataset.title}-generator"
     found = packaging.fetch(params, uri)
@@ -84,7 +86,7 @@ def _slices(
     with connected(params.cluster):
         import ray
 
-        room = families_at_once(params.cluster) * params.cluster.workers
+        room = families_at_once(params.cluster) * params.cluster.fewest
         need = worker_resources(params.cluster)
         task = ray.remote(num_cpus=need["CPU"], num_gpus=need["GPU"])(draw_slice)
         plan = [
