@@ -23,8 +23,6 @@ from tasks.params import Params
 from tasks.reporting import leaderboard
 from tasks.reporting.verdict import verdict
 
-NOT_NEW = "known"  # the register stage's reason for a version that was there before
-
 
 class Progress:
     """How many of the run's stages are done, as a bar."""
@@ -74,9 +72,8 @@ def show_refreshed(before: Stages, after: Stages) -> str:
         new = [
             f"- {name} version {one['version']}: {one['alias']} ({one['reason']})"
             for name, one in made.items()
-            if one["reason"] != NOT_NEW
+            if one["reason"] != "known"  # a version that was there before
         ]
         lines += ["", "## New versions", "", *(new or ["- none"])]
-    text = "\n".join(lines)
-    create_markdown_artifact(text, key="refresh")
-    return text
+    create_markdown_artifact("\n".join(lines), key="refresh")
+    return "\n".join(lines)

@@ -18,8 +18,7 @@ from flows.parameters import CompareSettings
 from flows.process import allow, stop_all
 from flows.stage import REFUSED, as_own, run_stage
 from tasks import jobs, tracking
-from tasks.cluster import connected
-from tasks.errors import BadInput
+from tasks.errors import BadInput, Outage
 from tasks.params import Params, load_params, override_params
 from tasks.runs import runs
 from tasks.workspace import alone
@@ -38,20 +37,22 @@ def compare(settings: CompareSettings = CompareSettings()) -> State[Any]:  # noq
             return run_all()
     except BadInput as error:
         return Failed(name=REFUSED, message=str(error))
+    except Outage as error:
+        return Failed(message=str(error))
 
 
 def run_all() -> State[Any]:
     """Every stage that has to run, on Ray, in this flow run; the caller holds the project."""
     allow()
     params = load_params()
-    with connected(params.cluster) as address:
+    with jobs.for_stages(params.cluster) as (address, places):
         environment, failed = {"RAY_ADDRESS": address}, True
         parent = tracking.tolerant("starting the run", lambda: tracking.start_parent(params))
         if parent:
             environment[tracking.PARENT] = parent
             tracking.tolerant("naming the run", lambda: artifacts.show_run(params, parent))
         try:
-            state = _stages(params, environment)
+            state = _stages(params, environment, places)
             failed = state.is_failed()
             return state
         finally:
@@ -61,10 +62,9 @@ def run_all() -> State[Any]:
                 tracking.tolerant("ending the run", end)
 
 
-def _stages(params: Params, environment: dict[str, str]) -> State[Any]:
+def _stages(params: Params, environment: dict[str, str], places: int) -> State[Any]:
     asked = runs(params.families, params.seeds)
     progress = artifacts.Progress(5 + 2 * len(asked))
-    places = jobs.families_at_once(params.cluster)
     for stage in ("prepare", "classifier", "features"):
         if (state := run_stage(stage, environment, return_state=True)).is_failed():
             return as_own(state)

@@ -14,7 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from ruamel.yaml import YAML
 
 from tasks import dvc
-from tasks.errors import BadInput
+from tasks.errors import BadInput, Outage
 from tasks.workspace import alone
 
 NOTHING = "NothingToDo"  # the name of the completed state in which nothing had to run
@@ -43,6 +43,8 @@ def refresh(pull: bool = True, push: bool = True) -> State[Any]:
             state = _run()
         except BadInput as error:
             return Failed(name="Refused", message=str(error))
+        except Outage as error:
+            return Failed(message=str(error))
         logger.info(_show(before))
         if push:
             logger.info(dvc.push())

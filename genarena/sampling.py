@@ -80,28 +80,9 @@ def _write(samples: Any, folder: Path) -> str:
 def _draw(
     model: str, params: Params, requests: list[dict[str, Any]], options: dict[str, Any]
 ) -> Any:
-    import pandas as pd
-    from mlflow.exceptions import MlflowException
-
     from tasks import packaging, versions
-    from tasks.errors import nearest
+    from tasks.drawing import checked, drawn
 
     uri = versions.spelled(params, model)
     loaded = packaging.load(params, uri)
-    takes = loaded.metadata.get_input_schema().input_names()
-    for name in requests[0]:  # MLflow drops, without a word, what the model does not take
-        if name not in takes:
-            raise BadInput(f"--{name}: {uri} takes no {name}; it takes {', '.join(takes)}")
-    schema = {p.name: p for p in loaded.metadata.get_params_schema().params}
-    for name, value in options.items():
-        if name not in schema:
-            hint = nearest(name, schema) or f"; it takes {', '.join(schema)}"
-            raise BadInput(f"--set: {uri} takes no option '{name}'{hint}")
-        try:
-            options[name] = type(schema[name].default)(value)
-        except ValueError as error:
-            raise BadInput(f"--set: {name}={value} is not like {schema[name].default}") from error
-    try:
-        return loaded.predict(pd.DataFrame(requests), params=options)
-    except (MlflowException, ValueError) as error:  # a request that the model cannot answer
-        raise BadInput(f"{uri}: {' '.join(str(error).split())}") from error
+    return drawn(loaded, uri, requests, checked(loaded, uri, requests, options))

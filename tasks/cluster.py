@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tasks.errors import BadInput
+from tasks.errors import BadInput, Outage
 from tasks.params import ClusterConfig
 
 LOST = (  # Ray's errors when a node, a worker's process or the connection is gone
@@ -47,6 +47,9 @@ def connected(config: ClusterConfig) -> Iterator[str]:
 
     The address comes from `cluster.address`, else RAY_ADDRESS; with neither, a local Ray is
     started that ends with this block, closed to others by a token.
+
+    Raises:
+        Outage: nothing answers at the address.
     """
     # "local": without an address Ray would join whatever `ray start` left on this machine, and
     # wait for ever where that is gone
@@ -64,7 +67,10 @@ def connected(config: ClusterConfig) -> Iterator[str]:
     import ray
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
+    try:
+        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
+    except ConnectionError as error:
+        raise Outage(f"no Ray answers at {address}: {error}") from error
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray's own would end us without a word
             signal.signal(number, handler)

@@ -14,7 +14,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +46,29 @@ def http_address(config: ClusterConfig) -> str | None:
     return address if address.startswith(("http://", "https://")) else None
 
 
-def families_at_once(config: ClusterConfig) -> int:
-    """As `cluster.families_at_once`; connected, or over the Jobs API."""
-    if not http_address(config):
-        return cluster.families_at_once(config)
-    return int(call(config, "tasks.job:families_at_once", []))
+@contextmanager
+def for_stages(config: ClusterConfig) -> Iterator[tuple[str, int]]:
+    """The Ray that a run's stages use: its address, and how many families it holds at once.
+
+    A local Ray runs for the length of the block. A cluster that others run is asked, and let go:
+    whoever stays connected ends with its head, and for a stage that begins when the head is there
+    again it never was away.
+
+    Raises:
+        BadInput: it cannot hold one family.
+    """
+    given = config.address or os.environ.get("RAY_ADDRESS")
+    if http_address(config):
+        places = int(call(config, "tasks.job:families_at_once", []))
+        yield str(given), places
+        return
+    with cluster.connected(config) as address:
+        cluster.wait_for_room(config)
+        places = cluster.families_at_once(config)
+        if not given:
+            yield address, places
+    if given:
+        yield address, places
 
 
 def on_worker(

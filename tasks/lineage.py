@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models import store
 from tasks.params import PARAMS_FILE, Params
 from tasks.provenance import git_state
 from tasks.runs import Run
@@ -21,6 +22,9 @@ PROJECT, FACTS = "project", "lineage.json"  # folder beside the checkpoints; its
 LOCK = Path("dvc.lock")
 OUTS = ("data/prepared", "artifacts/classifier", "artifacts/features")  # what a training reads
 DESCRIBED = "genarena.described"  # tag: all that `describe` sends is there
+SHA256 = (
+    "genarena.sha256."  # tag, then a file's name: its hash, where the artifact store has no say
+)
 DIGEST = 36  # characters of a dataset's digest that MLflow keeps
 
 
@@ -59,11 +63,9 @@ def told(facts: dict[str, Any]) -> str | None:
 
 def hashes(lock: Path) -> dict[str, str]:
     """DVC's hash of each of `OUTS` that the lock file knows."""
-    from ruamel.yaml import YAML
-
     if not lock.exists():
         return {}
-    content = YAML(typ="safe", pure=True).load(lock.read_text()) or {}
+    content = read_yaml(lock)
     outs = [o for stage in content.get("stages", {}).values() for o in stage.get("outs", [])]
     return {o["path"]: o["md5"] for o in outs if o["path"] in OUTS and "md5" in o}
 
@@ -88,6 +90,14 @@ def version_tags(facts: dict[str, Any]) -> dict[str, str]:
 
 def _bool(value: bool) -> str:
     return "true" if value else "false"
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML file as it is: of another commit, so not for this one's code to check."""
+    from ruamel.yaml import YAML
+
+    content: dict[str, Any] = YAML(typ="safe", pure=True).load(file.read_text()) or {}
+    return content
 
 
 def comparison_tags(params: Params) -> dict[str, str]:
@@ -129,8 +139,10 @@ def describe(
     context = InputTag("mlflow.data.context", "training")
     client.log_inputs(run_id, [DatasetInput(dataset, [context])])
     for file in (PARAMS_FILE, LOCK):
-        if (folder / PROJECT / file.name).exists():
-            client.log_artifact(run_id, str(folder / PROJECT / file.name), PROJECT)
+        kept = folder / PROJECT / file.name
+        if kept.exists():
+            client.log_artifact(run_id, str(kept), PROJECT)
+            client.set_tag(run_id, SHA256 + file.name, store.file_sha256(kept))
     client.set_tag(run_id, "mlflow.note.content", _words(params, which, facts, data_sha256))
     client.set_tag(run_id, DESCRIBED, "true")
 

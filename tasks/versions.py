@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from models import FAMILIES
-from tasks.errors import BadInput, nearest
+from tasks.errors import BadInput, Unreachable, nearest
 from tasks.params import Params
 from tasks.tracking import tracking_uri
 
@@ -56,7 +56,7 @@ def reaching(params: Params, what: str = "") -> Iterator[None]:
         if status == 403:
             raise BadInput(f"the registry at {where} does not allow this ({reason})") from error
         told = f"{what} {where}" if what else f"the registry at {where} does not answer"
-        raise BadInput(f"{told} ({reason})") from error
+        raise Unreachable(f"{told} ({reason})") from error
 
 
 def spelled(params: Params, model: str) -> str:

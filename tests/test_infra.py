@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import functools
 import http.server
+import os
 import re
 import runpy
 import shutil
@@ -239,6 +240,8 @@ def test_every_service_has_a_health_check_limits_and_waits_for_the_healthy() -> 
 def test_every_container_has_resources_probes_and_no_privileges() -> None:
     for name, spec in pods():
         person = spec["securityContext"]
+        # a service `mlflow` would set MLFLOW_PORT, which MLflow takes for its own
+        assert spec["enableServiceLinks"] is False, name
         assert person["runAsNonRoot"], name
         assert person["runAsUser"] > 0, name
         assert person["seccompProfile"] == {"type": "RuntimeDefault"}, name
@@ -264,6 +267,24 @@ def test_the_ray_cluster_scales_and_its_gpus_are_chosen() -> None:
     assert spec["nodeSelector"]
     assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
     assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+def in_bytes(amount: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)([A-Za-z]+)", amount).groups()  # type: ignore[union-attr]
+    return int(number) * 2 ** {"m": 20, "g": 30}[unit[0].lower()]
+
+
+def test_ray_has_shared_memory_for_its_objects() -> None:
+    """Three tenths of a node's memory; where /dev/shm is less, objects go to the disk, slowly."""
+    for name, service in services().items():
+        if name.startswith("ray-"):
+            memory = in_bytes(service["deploy"]["resources"]["limits"]["memory"])
+            assert in_bytes(service["shm_size"]) >= 0.3 * memory, name
+    for name, spec in pods():
+        if name.startswith("ray-"):
+            (shm,) = (v["emptyDir"]["sizeLimit"] for v in spec["volumes"] if v["name"] == "shm")
+            memory = in_bytes(spec["containers"][0]["resources"]["limits"]["memory"])
+            assert in_bytes(shm) >= 0.3 * memory, name
 
 
 def test_what_is_mounted_is_there() -> None:
@@ -300,7 +321,9 @@ def test_kustomize_renders_with_the_names_it_made() -> None:
     wanted = set(re.findall(r"name: (genarena-(?:settings|config)\S*)", done.stdout))
     assert wanted == config  # those of the RayCluster too
     assert all("-" in name.removeprefix("genarena-") for name in config)
-    assert "image: genarena\n" not in done.stdout
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    used = set(re.findall(r"image: (genarena\S*)", done.stdout))
+    assert used == {f"genarena:{version}"}
 
 
 def test_ray_accepts_the_cluster_of_the_launcher() -> None:
@@ -346,11 +369,16 @@ def test_ray_start_knows_its_options() -> None:
     assert len(lines) == 6
     for line in lines:
         assert {w.split("=")[0] for w in line.split() if w.startswith("--")} <= flags, line
-    from ray.dashboard import http_server_agent
+    from ray.dashboard import http_server_agent, http_server_head
 
     paths = re.findall(r"52365(/\S+?)[\"\s]", text("compose.yaml"))
     assert paths
-    assert set(paths) <= set(http_server_agent.PUBLIC_EXACT_PATHS)
+    assert set(paths) <= set(http_server_agent.PUBLIC_EXACT_PATHS)  # no token is asked for there
+    head = Path(http_server_head.__file__).read_text()
+    for path in re.findall(
+        r"8265(/\S+?)[\"\s]", text("compose.yaml") + text("kubernetes/ray.yaml")
+    ):
+        assert f'"{path}",' in head
 
 
 def test_the_auth_configuration_is_what_mlflow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,6 +393,8 @@ def test_the_auth_configuration_is_what_mlflow_reads(monkeypatch: pytest.MonkeyP
     assert found.database_uri == "postgresql:///mlflow_auth"
     assert found.default_permission == "READ"
     databases = text("kubernetes/config/databases.sh")
+    assert os.access(INFRA / "kubernetes/config/databases.sh", os.X_OK)  # else it is sourced
+    assert "defaultMode: 0555" in text("kubernetes/postgres.yaml")
     assert "CREATE DATABASE mlflow_auth OWNER mlflow;" in databases
     assert set(re.findall(r"\\getenv \w+ (\w+)", databases)) <= set(secrets())
 

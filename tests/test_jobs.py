@@ -92,7 +92,8 @@ def test_a_job_is_told_its_function_and_no_secret(
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hush-hush")
     client = asked(monkeypatch, {"result": 3})
-    assert jobs.families_at_once(config(tmp_path)) == 3
+    with jobs.for_stages(config(tmp_path)) as (address, places):
+        assert (address, places) == (config(tmp_path).address, 3)
     assert client.request["function"] == "tasks.job:families_at_once"
     assert client.request["cluster"]["address"] is None  # there, it is RAY_ADDRESS
     assert "hush-hush" not in json.dumps([client.request, client.submitted])

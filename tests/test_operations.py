@@ -30,10 +30,8 @@ COMMANDS = [
 ]
 MADE = ("infra/secrets.env", ".genarena/servers.env")  # by a command of the page
 NOT_YET: tuple[str, ...] = (
-    "make servers",
     "genarena registry",
     "genarena retrain",
-    "refresh/refresh",
     "generate/generate",
 )
 

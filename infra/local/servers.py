@@ -35,11 +35,15 @@ authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 
 @dataclass(frozen=True)
 class Topology:
-    """The running servers by name, a client's environment, and every secret by its use."""
+    """The running servers by name, a client's environment, and every secret by its use.
+
+    In `scratch` lie PostgreSQL's data and Ray's sessions.
+    """
 
     servers: dict[str, Server]
     client: dict[str, str]
     secrets: dict[str, str]
+    scratch: Path
 
 
 @contextmanager
@@ -95,7 +99,6 @@ def _build(project: Path, folder: Path, scratch: Path, cpus: int) -> Topology:
         "PREFECT_API_URL": prefect_address,
         "PREFECT_API_AUTH_STRING": f"genarena:{secret['prefect_api']}",
         "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_CLIENT_MAX_RETRIES": "8",  # a restart of the server is waited for
         "GENARENA_HOME": str(project),
     }
     worker = Server(
@@ -107,7 +110,7 @@ def _build(project: Path, folder: Path, scratch: Path, cpus: int) -> Topology:
         cwd=project,
     )
     all_of_them = [database, s3, *nodes, mlflow, prefect, worker]
-    return Topology({server.name: server for server in all_of_them}, client, secret)
+    return Topology({server.name: server for server in all_of_them}, client, secret, scratch)
 
 
 def _mlflow(
@@ -149,10 +152,6 @@ def _prefect(folder: Path, secret: dict[str, str], port: int) -> tuple[Server, s
         ),
         "PREFECT_SERVER_API_AUTH_STRING": f"genarena:{secret['prefect_api']}",
         "PREFECT_API_AUTH_STRING": f"genarena:{secret['prefect_api']}",  # its services' own
-        # held in memory, a limit would end the runs under it when the server restarts
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
-            "prefect.server.concurrency.lease_storage.filesystem"
-        ),
     }
     command = [
         *(sys.executable, "-m", "prefect", "server", "start"),
