@@ -211,6 +211,8 @@ def _client(config: ClusterConfig) -> Any:
         return JobSubmissionClient(address)
     except ConnectionError as error:
         raise Outage(f"cluster.address: {error}") from error
+    except RuntimeError as error:  # it answers, and refuses us: a token that is wrong, or none
+        raise BadInput(f"cluster.address: {address}: {' '.join(str(error).split())}") from error
     finally:
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
