@@ -18,12 +18,10 @@ from prefect.artifacts import (
 )
 
 from tasks import tracking
+from tasks.dvc import Stages, reasons
 from tasks.params import Params
 from tasks.reporting import leaderboard
 from tasks.reporting.verdict import verdict
-from tasks.versioning import Stages, reasons
-
-NOT_NEW = "known"  # the register stage's reason for a version that was there before
 
 
 class Progress:
@@ -74,9 +72,8 @@ def show_refreshed(before: Stages, after: Stages) -> str:
         new = [
             f"- {name} version {one['version']}: {one['alias']} ({one['reason']})"
             for name, one in made.items()
-            if one["reason"] != NOT_NEW
+            if one["reason"] != "known"  # a version that was there before
         ]
         lines += ["", "## New versions", "", *(new or ["- none"])]
-    text = "\n".join(lines)
-    create_markdown_artifact(text, key="refresh")
-    return text
+    create_markdown_artifact("\n".join(lines), key="refresh")
+    return "\n".join(lines)

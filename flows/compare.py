@@ -8,21 +8,20 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import artifacts
-from flows.alone import alone
 from flows.chains import measure
 from flows.parameters import CompareSettings
 from flows.process import allow, stop_all
 from flows.stage import REFUSED, as_own, run_stage
-from tasks import tracking
-from tasks.cluster import connected, families_at_once
-from tasks.errors import BadInput
+from tasks import jobs, tracking
+from tasks.errors import BadInput, Outage
 from tasks.params import Params, load_params, override_params
 from tasks.runs import runs
+from tasks.workspace import alone
 
 
 @flow(name="compare", task_runner=ThreadPoolTaskRunner(max_workers=64))  # type: ignore[arg-type]
@@ -33,25 +32,27 @@ def compare(settings: CompareSettings = CompareSettings()) -> State[Any]:  # noq
     leaderboard says why.
     """
     try:
-        with alone():
+        with alone(get_run_logger().info):
             override_params(settings.changes())
             return run_all()
     except BadInput as error:
         return Failed(name=REFUSED, message=str(error))
+    except Outage as error:
+        return Failed(message=str(error))
 
 
 def run_all() -> State[Any]:
     """Every stage that has to run, on Ray, in this flow run; the caller holds the project."""
     allow()
     params = load_params()
-    with connected(params.cluster) as address:
+    with jobs.for_stages(params.cluster) as (address, places):
         environment, failed = {"RAY_ADDRESS": address}, True
         parent = tracking.tolerant("starting the run", lambda: tracking.start_parent(params))
         if parent:
             environment[tracking.PARENT] = parent
             tracking.tolerant("naming the run", lambda: artifacts.show_run(params, parent))
         try:
-            state = _stages(params, environment)
+            state = _stages(params, environment, places)
             failed = state.is_failed()
             return state
         finally:
@@ -61,10 +62,9 @@ def run_all() -> State[Any]:
                 tracking.tolerant("ending the run", end)
 
 
-def _stages(params: Params, environment: dict[str, str]) -> State[Any]:
+def _stages(params: Params, environment: dict[str, str], places: int) -> State[Any]:
     asked = runs(params.families, params.seeds)
     progress = artifacts.Progress(5 + 2 * len(asked))
-    places = families_at_once(params.cluster)
     for stage in ("prepare", "classifier", "features"):
         if (state := run_stage(stage, environment, return_state=True)).is_failed():
             return as_own(state)

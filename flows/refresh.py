@@ -13,9 +13,9 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from ruamel.yaml import YAML
 
-from flows.alone import alone
-from tasks import versioning
-from tasks.errors import BadInput
+from tasks import dvc
+from tasks.errors import BadInput, Outage
+from tasks.workspace import alone
 
 NOTHING = "NothingToDo"  # the name of the completed state in which nothing had to run
 
@@ -36,16 +36,18 @@ def refresh(pull: bool = True, push: bool = True) -> State[Any]:
             return Cancelled(message="another run is at work in this project")
         try:
             if pull:
-                logger.info(versioning.pull(_data_path()))
-            if not versioning.changed(logger.info):
+                logger.info(dvc.pull(_data_path()))
+            if not dvc.changed(logger.info):
                 return Completed(name=NOTHING, message="nothing to do")
-            before = versioning.stages()
+            before = dvc.stages()
             state = _run()
         except BadInput as error:
             return Failed(name="Refused", message=str(error))
+        except Outage as error:
+            return Failed(message=str(error))
         logger.info(_show(before))
         if push:
-            logger.info(versioning.push())
+            logger.info(dvc.push())
         return state
 
 
@@ -55,10 +57,10 @@ def _run() -> State[Any]:
     return run_all()
 
 
-def _show(before: versioning.Stages) -> str:
+def _show(before: dvc.Stages) -> str:
     from flows.artifacts import show_refreshed
 
-    return show_refreshed(before, versioning.stages())
+    return show_refreshed(before, dvc.stages())
 
 
 def _data_path() -> str:

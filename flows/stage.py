@@ -18,16 +18,10 @@ from tasks.errors import AWAY
 
 REFUSED = "Refused"  # the state's name when the input is at fault, not the run
 OUTAGE = "Outage"  # when a node or the registry was away: tried again
-NOISE = (  # DVC's own remarks
-    "Running stage",
-    "> ",
-    "Updating lock",
-    "Generating lock",
-    "To track",
-    "To enable",
-    "Use `dvc push`",
-    "git add",
-    "dvc config",
+ENDINGS = {"2": REFUSED, str(AWAY): OUTAGE}  # by the exit status of a stage's command
+NOISE = re.compile(  # DVC's own remarks
+    r"\s*(Running stage|> |Updating lock|Generating lock|To track|To enable|Use `dvc push`"
+    r"|git add|dvc config)"
 )
 RAY_PREFIX = re.compile(r"^\([\w.<>:-]+ pid=\d+(?:, ip=(?P<ip>[^)\s]+))?\)\s?")
 
@@ -45,10 +39,13 @@ def worth_another(task: Any, run: Any, state: State[Any]) -> bool:
     retry_delay_seconds=[10, 60],
     retry_condition_fn=worth_another,
 )
-def run_stage(stage: str, environment: Mapping[str, str]) -> State[Any]:
+def run_stage(
+    stage: str, environment: Mapping[str, str], command: tuple[str, ...] = ()
+) -> State[Any]:
     """`dvc repro` of one stage, its output streamed into the log line by line.
 
-    A failed state has the stage's own error line as its message.
+    A failed state has the stage's own error line as its message. With `command`, that module and
+    its arguments instead, for what is no stage of the pipeline.
     """
     logger = get_run_logger()
     last, name = "", "Failed"
@@ -56,16 +53,17 @@ def run_stage(stage: str, environment: Mapping[str, str]) -> State[Any]:
     def on_line(text: str) -> None:
         nonlocal last, name
         if text.startswith("ERROR: failed to reproduce") and "failed to run:" in text:
-            endings = {"exited with 2": REFUSED, f"exited with {AWAY}": OUTAGE}
-            name = next((n for end, n in endings.items() if text.endswith(end)), name)
-        elif text and not text.lstrip().startswith(NOISE):
+            name = ENDINGS.get(text.rpartition("exited with ")[2], name)
+        elif text and not NOISE.match(text):
             last = plain(text)
             logger.info(last)
 
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    status = run_process(command, {**environment, FLOW_PID: str(os.getpid())}, on_line)
+    words = command or ("dvc", "--wait-for-lock", "repro", "--single-item", stage)
+    ours = {**environment, FLOW_PID: str(os.getpid())}
+    status = run_process([sys.executable, "-m", *words], ours, on_line)
     if status == 0:
         return Completed()
+    name = ENDINGS.get(str(status), name) if command else name
     return Failed(name=name, message=last or f"{stage}: exit status {status}")
 
 

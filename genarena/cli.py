@@ -77,6 +77,44 @@ def sample(
 
 
 @app.command()
+def retrain(
+    model: Annotated[str, typer.Argument(help="models:/digits-vae/3, digits-vae or vae")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default: .genarena/retrained/<name>-<version>")
+    ] = None,
+) -> None:
+    """Restore a registered version's code, parameters and data, train it again, compare."""
+    from genarena.retrain import retrain
+
+    raise typer.Exit(retrain(model, out))
+
+
+registry = typer.Typer(no_args_is_help=True, help="Registered versions: list them, roll back.")
+app.add_typer(registry, name="registry")
+
+
+@registry.command("list")
+def list_versions(
+    name: Annotated[str, typer.Argument(help="digits-vae, or vae; default: all")] = "",
+) -> None:
+    """List registered versions: alias, score, data, and why each has its alias."""
+    from genarena.registry import show_versions
+
+    show_versions(name)
+
+
+@registry.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="digits-generator, or a family's name")],
+    reason: Annotated[str, typer.Option(help="Why; written on both versions")] = "",
+) -> None:
+    """Make the champion before this one champion again; once more goes further back."""
+    from genarena.registry import roll_back
+
+    roll_back(name, reason)
+
+
+@app.command()
 def ui(
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
     prefect_port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,

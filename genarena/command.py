@@ -13,11 +13,12 @@ from ruamel.yaml.error import YAMLError
 
 from genarena.show import console, show_leaderboard
 from models import FAMILIES
-from tasks import versioning
+from tasks import dvc
 from tasks.data.config import plain
 from tasks.environment import prepare_environment
 from tasks.errors import BadInput, exit_on_bad_input
 from tasks.params import Params, load_params, override_params, preview_params
+from tasks.workspace import alone
 
 STARTERS = {
     "image": ("vae", "dcgan", "realnvp"),
@@ -39,32 +40,50 @@ def run_comparison(
     with exit_on_bad_input("genarena"):
         enter_project()
         prepare_environment()
-        changes = _changes(dataset, data_path, families, captions, settings)
-        if seeds:
-            changes["seeds"] = _whole_numbers(seeds)
-        if changes.get("families") == ["all"]:
-            changes["families"] = _suited(changes)
-        elif dataset and not families:
-            changes |= _starters(changes)
-        given = {name: amount for name, amount in budget.items() if amount is not None}
-        if given:
-            changes["train.budget"] = given
-        for key, (old, new) in override_params(changes).items():
-            console.print(f"params.yaml: {key}: {old} -> {new}", soft_wrap=True, markup=False)
-        params = load_params()
-        local = "://" not in params.dataset.path
-        if local and not Path(params.dataset.path).exists():
-            raise BadInput(f"params.yaml: dataset.path: {params.dataset.path} does not exist")
-        each = "" if len(params.seeds) == 1 else f"; seeds {', '.join(map(str, params.seeds))}"
-        console.print(f"{params.dataset.title}: {', '.join(params.families)}{each}")
-        failure = None
-        if not versioning.changed(console.print):
-            console.print("Everything is up to date: no stage has to run.")
-        else:
-            failure = _run_flow()
-        show_leaderboard(params)
-        if failure or not _all_ok(params):
-            raise SystemExit(f"genarena: {failure}" if failure else 1)
+        with alone(console.print):
+            _set_params(dataset, data_path, families, seeds, budget, captions, settings)
+            _compare(load_params())
+
+
+def _compare(params: Params) -> None:
+    """Run the flow where something has to run, and show the leaderboard."""
+    local = "://" not in params.dataset.path
+    if local and not Path(params.dataset.path).exists():
+        raise BadInput(f"params.yaml: dataset.path: {params.dataset.path} does not exist")
+    each = "" if len(params.seeds) == 1 else f"; seeds {', '.join(map(str, params.seeds))}"
+    console.print(f"{params.dataset.title}: {', '.join(params.families)}{each}")
+    failure = None
+    if not dvc.changed(console.print):
+        console.print("Everything is up to date: no stage has to run.")
+    else:
+        failure = _run_flow()
+    show_leaderboard(params)
+    if failure or not _all_ok(params):
+        raise SystemExit(f"genarena: {failure}" if failure else 1)
+
+
+def _set_params(
+    dataset: str,
+    data_path: str,
+    families: str,
+    seeds: str,
+    budget: dict[str, float | None],
+    captions: str,
+    settings: list[str],
+) -> None:
+    """Write what is asked into params.yaml, and say what that changes."""
+    changes = _changes(dataset, data_path, families, captions, settings)
+    if seeds:
+        changes["seeds"] = _whole_numbers(seeds)
+    if changes.get("families") == ["all"]:
+        changes["families"] = _suited(changes)
+    elif dataset and not families:
+        changes |= _starters(changes)
+    given = {name: amount for name, amount in budget.items() if amount is not None}
+    if given:
+        changes["train.budget"] = given
+    for key, (old, new) in override_params(changes).items():
+        console.print(f"params.yaml: {key}: {old} -> {new}", soft_wrap=True, markup=False)
 
 
 def _whole_numbers(seeds: str) -> list[int]:

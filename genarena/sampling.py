@@ -7,7 +7,6 @@ from typing import Any
 
 from genarena.command import enter_project
 from genarena.show import console
-from models import FAMILIES
 from tasks.environment import prepare_environment
 from tasks.errors import BadInput, exit_on_bad_input
 from tasks.params import Params, load_params
@@ -81,44 +80,9 @@ def _write(samples: Any, folder: Path) -> str:
 def _draw(
     model: str, params: Params, requests: list[dict[str, Any]], options: dict[str, Any]
 ) -> Any:
-    import mlflow
-    import pandas as pd
-    from mlflow.exceptions import MlflowException
+    from tasks import packaging, versions
+    from tasks.drawing import checked, drawn
 
-    from tasks import tracking
-    from tasks.errors import nearest
-
-    client = tracking.connect(params)
-    uri = model
-    if not model.startswith(("models:/", "runs:/")):
-        name = f"{params.dataset.title}-{model}" if model in FAMILIES else model
-        uri = f"models:/{name}@champion"
-    try:
-        loaded = mlflow.pyfunc.load_model(uri)
-    except MlflowException as error:
-        try:
-            known = [found.name for found in client.search_registered_models()]
-        except MlflowException as outage:
-            uri = tracking.tracking_uri(params)
-            raise BadInput(f"the registry at {uri} does not answer") from outage
-        hint = nearest(model, [*known, *FAMILIES]) if known else ": nothing is registered yet"
-        if model in FAMILIES:
-            hint = f"; train it on {params.dataset.title} first: make run FAMILIES={model}"
-        raise BadInput(f"{uri}: no such model{hint}") from error
-    takes = loaded.metadata.get_input_schema().input_names()
-    for name in requests[0]:  # MLflow drops, without a word, what the model does not take
-        if name not in takes:
-            raise BadInput(f"--{name}: {uri} takes no {name}; it takes {', '.join(takes)}")
-    schema = {p.name: p for p in loaded.metadata.get_params_schema().params}
-    for name, value in options.items():
-        if name not in schema:
-            hint = nearest(name, schema) or f"; it takes {', '.join(schema)}"
-            raise BadInput(f"--set: {uri} takes no option '{name}'{hint}")
-        try:
-            options[name] = type(schema[name].default)(value)
-        except ValueError as error:
-            raise BadInput(f"--set: {name}={value} is not like {schema[name].default}") from error
-    try:
-        return loaded.predict(pd.DataFrame(requests), params=options)
-    except (MlflowException, ValueError) as error:  # a request that the model cannot answer
-        raise BadInput(f"{uri}: {' '.join(str(error).split())}") from error
+    uri = versions.spelled(params, model)
+    loaded = packaging.load(params, uri)
+    return drawn(loaded, uri, requests, checked(loaded, uri, requests, options))

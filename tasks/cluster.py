@@ -8,11 +8,12 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tasks.errors import BadInput
+from tasks.errors import BadInput, Outage
 from tasks.params import ClusterConfig
 
 LOST = (  # Ray's errors when a node, a worker's process or the connection is gone
@@ -46,10 +47,16 @@ def connected(config: ClusterConfig) -> Iterator[str]:
 
     The address comes from `cluster.address`, else RAY_ADDRESS; with neither, a local Ray is
     started that ends with this block, closed to others by a token.
+
+    Raises:
+        Outage: nothing answers at the address.
     """
     # "local": without an address Ray would join whatever `ray start` left on this machine, and
     # wait for ever where that is gone
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("http"):  # of its Jobs API: this machine is no node (`tasks.jobs`)
+        yield address
+        return
     local = {}
     if address == "local":
         if "ray" in sys.modules and "RAY_AUTH_TOKEN" not in os.environ:
@@ -60,7 +67,10 @@ def connected(config: ClusterConfig) -> Iterator[str]:
     import ray
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
+    try:
+        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
+    except ConnectionError as error:
+        raise Outage(f"no Ray answers at {address}: {error}") from error
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray's own would end us without a word
             signal.signal(number, handler)
@@ -78,6 +88,7 @@ def on_worker(config: ClusterConfig, function: Callable[..., Any], *args: Any) -
     with connected(config):
         import ray
 
+        wait_for_room(config)
         families_at_once(config)
         resources = worker_resources(config)
         task = ray.remote(num_cpus=resources["CPU"], num_gpus=resources["GPU"])(function)
@@ -100,12 +111,22 @@ def worker_resources(config: ClusterConfig) -> dict[str, float]:
 
 
 def spare_processor(config: ClusterConfig, trainings: int) -> bool:
-    """Whether one is left when as many of the `trainings` run at once as the cluster holds."""
+    """Whether one is left when as many of the `trainings` run at once as the cluster holds, each
+    with as many workers as it may have."""
     import ray
 
     at_once = min(families_at_once(config), trainings)
-    taken = at_once * config.workers * worker_resources(config)["CPU"]
+    taken = at_once * config.most * worker_resources(config)["CPU"]
     return ray.cluster_resources().get("CPU", 0) - taken >= 1
+
+
+def workers_at_once(config: ClusterConfig, trainings: int) -> int:
+    """How many of them share a node when as many of the `trainings` run as the cluster holds."""
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    workers = min(_workers(config), min(families_at_once(config), trainings) * config.most)
+    return -(-workers // nodes)
 
 
 def families_at_once(config: ClusterConfig) -> int:
@@ -113,16 +134,38 @@ def families_at_once(config: ClusterConfig) -> int:
     import ray
 
     there, asked = ray.cluster_resources(), worker_resources(config)
-    room = [
-        int(there.get(name, 0) // (amount * config.workers))
-        for name, amount in asked.items()
-        if amount
-    ]
-    if min(room) < 1:
-        wanted = ", ".join(f"{a * config.workers:g} {n}" for n, a in asked.items() if a)
+    at_once = _workers(config) // config.fewest
+    if at_once < 1:
+        wanted = ", ".join(f"{a * config.fewest:g} {n}" for n, a in asked.items() if a)
         has = ", ".join(f"{there.get(n, 0):g} {n}" for n, a in asked.items() if a)
+        waited = f" after {config.wait_s:g} s" if config.wait_s else ""
         raise BadInput(
-            f"cluster: {config.workers} worker(s) ask for {wanted}, the cluster has {has}; "
+            f"cluster: {config.fewest} worker(s) ask for {wanted}, the cluster has {has}{waited}; "
             "lower cluster.workers or cluster.cpus_per_worker"
         )
-    return min(room)
+    return at_once
+
+
+def wait_for_room(config: ClusterConfig) -> None:
+    """Ask the cluster's autoscaler for one family's workers where there is no room for them, and
+    give it `cluster.wait_s` seconds; whether they came is for `families_at_once` to say."""
+    if not config.wait_s or _workers(config) >= config.fewest:
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    until = time.monotonic() + config.wait_s
+    worker = {name: amount for name, amount in worker_resources(config).items() if amount}
+    request_resources(bundles=[worker] * config.fewest)
+    try:
+        while _workers(config) < config.fewest and time.monotonic() < until:
+            time.sleep(0.5)
+    finally:
+        request_resources(bundles=[])  # else the nodes would be held for ever
+
+
+def _workers(config: ClusterConfig) -> int:
+    """How many there is room for."""
+    import ray
+
+    there, asked = ray.cluster_resources(), worker_resources(config)
+    return min(int(there.get(name, 0) // amount) for name, amount in asked.items() if amount)

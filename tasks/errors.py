@@ -18,6 +18,10 @@ class BadInput(ValueError):
     """What the user gave cannot be used; the message says what, where and the nearest choice."""
 
 
+class Unreachable(Outage, BadInput):
+    """A server that was named does not answer: for a person bad input, for a schedule an outage."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'x'?"`, or the list of choices where nothing is near."""
     choices = list(choices)

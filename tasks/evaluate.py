@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from models import store
-from tasks import stage, tracking
-from tasks.cluster import on_worker
+from tasks import lineage, stage, tracking
 from tasks.data import shards
+from tasks.jobs import Output, on_worker
 from tasks.params import EvaluationConfig, Params, load_params
 from tasks.reporting import leaderboard, table
 from tasks.runs import Run
@@ -43,9 +43,9 @@ def run(
     metrics_file: Path,
 ) -> dict[str, Any]:
     """Measure the model in `trained`; pictures go to `out`, numbers to `metrics_file`."""
-    folders = [str(p.absolute()) for p in (prepared, classifier, features, trained, out)]
-    code = str(Path(params.evaluation.features_code).absolute())
-    result = on_worker(params.cluster, measure_folder, params.evaluation, *folders, code)
+    code = Path(params.evaluation.features_code)
+    folders = (prepared, classifier, features, trained, Output(out), code)
+    result = on_worker(params.cluster, measure_folder, params.evaluation, *folders)
     facts = json.loads((trained / "train.json").read_text())
     costs = {name: facts[name] for name in COSTS if name in facts}
     reasons = result["not_applicable"]
@@ -135,11 +135,7 @@ def measure_folder(
 def _track(params: Params, which: Run, metrics: dict[str, Any], trained: Path, out: Path) -> None:
     client = tracking.connect(params)
     run_id = tracking.run_of(client, params, which, trained)
-    for name, value in metrics.items():
-        if isinstance(value, (int, float)):
-            client.log_metric(run_id, name, float(value))
-        elif isinstance(value, str):
-            client.set_tag(run_id, name, value)
+    lineage.send_measured(client, run_id, metrics)
     client.log_artifacts(run_id, str(out), "evaluation")
 
 

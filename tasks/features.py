@@ -12,8 +12,8 @@ from typing import Any
 from models.base import PLURALS, DataSpec
 from models.store import file_sha256
 from tasks import stage
-from tasks.cluster import on_worker
 from tasks.data import shards
+from tasks.jobs import Output, on_worker
 from tasks.params import EvaluationConfig, Params, load_params
 
 
@@ -26,9 +26,9 @@ def run(params: Params, prepared: Path, classifier: Path, out: Path) -> dict[str
     if modality != "image":  # not worth starting Ray for
         reason = f"there are no features of {PLURALS[modality]}"
         return real.save_none(out, reason, manifest["content_sha256"])
-    folders = [str(p.absolute()) for p in (prepared, classifier, out)]
-    code = str(Path(params.evaluation.features_code).absolute())
-    return on_worker(params.cluster, compute_folder, params.evaluation, *folders, code)
+    code = Path(params.evaluation.features_code)
+    folders = (prepared, classifier, Output(out), code)
+    return on_worker(params.cluster, compute_folder, params.evaluation, *folders)
 
 
 def compute_folder(
@@ -53,7 +53,7 @@ def compute_folder(
     extractor = extractors.build(
         config.features, config.inception_weights, code, Path(classifier), judge.spec, device
     )
-    splits = {name: shards.read_split(Path(prepared), name).x for name in shards.SPLITS}
+    splits = {name: shards.each_image_block(Path(prepared), name) for name in shards.SPLITS}
     found = real.compute(extractor, judge, splits, config.samples)
     judge_sha256 = file_sha256(Path(classifier) / judges.WEIGHTS)
     return real.save(Path(out), found, extractor, manifest["content_sha256"], judge_sha256)

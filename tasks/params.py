@@ -29,13 +29,38 @@ NO_CODE = "tasks/evaluation/registered.py"  # genarena's own: there is no code o
 class ClusterConfig(Config):
     """Where to compute. One code path for one CPU, one GPU and many nodes."""
 
-    address: str | None = None  # of a running Ray; null: RAY_ADDRESS, or a local Ray
-    workers: Positive = 1  # training processes per family
+    # of a running Ray, host:6379, or of its Jobs API, http://host:8265, where this machine is no
+    # node of it; null: RAY_ADDRESS, or a local Ray
+    address: str | None = None
+    # training processes per family. [1, 4]: elastic, from 1 to 4, as many as there is room for;
+    # more when nodes come, fewer when they go, and those that cannot share train.batch_size idle
+    workers: int | tuple[int, int] = 1
     cpus_per_worker: Positive = 1
     gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0)] = (
         "auto"  # auto: 1 where the cluster has GPUs
     )
-    storage: str = ".genarena"  # checkpoints; must be shared between the cluster's nodes
+    wait_s: float = Field(0, ge=0)  # how long an autoscaler has to bring what is asked for
+    # checkpoints; must be shared between the cluster's nodes, and with this machine
+    storage: str = ".genarena"
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _a_number_or_a_range(cls, value: Any) -> Any:
+        given = list(value) if isinstance(value, (list, tuple)) else [value]
+        counts = all(type(number) is int and number > 0 for number in given)
+        if not given or not counts or len(given) > 2 or given != sorted(given):
+            what = "neither a number of workers, as 2, nor the fewest and the most, as [1, 4]"
+            raise ValueError(f"{value!r} is {what}")
+        return value
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which no training starts."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class ClassifierConfig(Config):

@@ -8,27 +8,19 @@ for the best of them all.
 
 from __future__ import annotations
 
-import importlib.metadata
-import io
+import functools
 import json
-import logging
-import shutil
-import tempfile
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from models import FAMILIES, store
-from models.base import DataSpec
-from tasks import stage, tracking
+from models import FAMILIES
+from tasks import lineage, packaging, stage, tracking, versions
 from tasks.errors import Outage
 from tasks.params import Params, load_params
 from tasks.registry import judge
 from tasks.reporting import leaderboard
 from tasks.runs import Run
-
-TYPES = {int: "long", float: "double", str: "string"}  # of a family's own options, in MLflow
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch")
 
 
 def run(params: Params, out: Path, root: Path = Path()) -> dict[str, Any]:
@@ -71,13 +63,31 @@ def _register(params: Params, rows: list[dict[str, Any]], root: Path) -> dict[st
         names = [f"{dataset}-{row['family']}"]
         if row in free[:1]:
             names.append(f"{dataset}-generator")
+        model = functools.cache(functools.partial(_model, client, params, row, run_id, folder))
+        about = {
+            **lineage.version_tags(lineage.read(folder)),
+            "evaluation": params.evaluation.model_dump_json(),
+        }
         for name in names:
-            done[name] = _version(client, name, row, run_id, folder)
+            done[name] = _version(client, name, row, run_id, about, model)
     return done
 
 
+def _model(client: Any, params: Params, row: dict[str, Any], run_id: str, folder: Path) -> str:
+    """Log the model to its run, at its checkpoint's step, with what was measured; its id."""
+    step = row["provenance"]["best_step"]
+    model_id = packaging.log_model(run_id, row["family"], folder, step)
+    lineage.send_measured(client, run_id, row, model_id, params.dataset.title)
+    return model_id
+
+
 def _version(
-    client: Any, name: str, row: dict[str, Any], run_id: str, folder: Path
+    client: Any,
+    name: str,
+    row: dict[str, Any],
+    run_id: str,
+    about: dict[str, str],
+    model: Callable[[], str],
 ) -> dict[str, str]:
     """Make the version unless it is there already, and give it its alias."""
     from mlflow.exceptions import MlflowException
@@ -95,91 +105,30 @@ def _version(
         leaderboard.score(row): repr(row[leaderboard.score(row)]),
     }
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=versions.about(name))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for known in client.search_model_versions(f"name = '{name}'"):
-        if all(known.tags.get(tag) == value for tag, value in tags.items()):
-            aliases = client.get_model_version(name, known.version).aliases
-            return {"version": str(known.version), "alias": ", ".join(aliases), "reason": "known"}
+    same = (it for it in versions.of(client, name) if tags.items() <= it.tags.items())
+    known = next(same, None)
+    if known is not None:
+        aliases = client.get_model_version(name, known.version).aliases
+        if aliases or "reason" in known.tags:  # neither: cut off before it was judged
+            alias = ", ".join(aliases)
+            return {"version": str(known.version), "alias": alias, "reason": "known"}
     aliases = client.get_registered_model(name).aliases
     champion = None
-    if "champion" in aliases:
-        champion = client.get_model_version(name, aliases["champion"]).tags
+    if versions.CHAMPION in aliases:
+        champion = client.get_model_version(name, aliases[versions.CHAMPION]).tags
     verdict = judge(tags, champion)
-    uri = _log_model(run_id, row, folder)
-    tags["reason"] = verdict.reason
-    version = client.create_model_version(name, uri, run_id=run_id, tags=tags).version
-    client.set_registered_model_alias(name, verdict.alias, version)
-    described = f"{row['family']}: {verdict.alias}, {verdict.reason}."
-    client.update_model_version(name, version, description=described)
-    return {"version": str(version), "alias": verdict.alias, "reason": verdict.reason}
-
-
-def _log_model(run_id: str, row: dict[str, Any], folder: Path) -> str:
-    """Log the pyfunc to the family's run: code, safetensors, signature, example; its URI."""
-    import mlflow
-    import numpy as np
-    import pandas as pd
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
-
-    description, family = store.describe(folder), FAMILIES[row["family"]]
-    data = DataSpec(**description["data"])
-    kinds = {"label": "string", "text": "string", "source": "binary"}
-    needed = family.conditions - {"label"}
-    asked = [ColSpec(kinds[c], c, required=c in needed) for c in description["conditions"]]
-    example = {"n": [4], **{c: [_example(c, data)] for c in description["conditions"]}}
-    output = TensorSpec(np.dtype(np.uint8), (-1, *data.shape))
-    if data.modality == "image":
-        channels, height, width = data.shape
-        output = TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))
-    strings = Schema([ColSpec("string", "text")])
-    common = [ParamSpec("seed", "long", 0), ParamSpec("temperature", "double", 1.0)]
-    own = [ParamSpec(k, TYPES[type(v)], v) for k, v in description["options"].items()]
-    signature = ModelSignature(
-        inputs=Schema([ColSpec("long", "n"), *asked]),
-        outputs=strings if data.modality == "text" else Schema([output]),
-        params=ParamSchema([*common, *own]),
-    )
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    packages = (*REQUIREMENTS, *family.requirements)
-    versions = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
-    with (
-        tempfile.TemporaryDirectory() as model,
-        warnings.catch_warnings(),
-        mlflow.start_run(run_id=run_id),
-    ):
-        warnings.simplefilter("ignore")
-        for name in (store.CONFIG, store.WEIGHTS):
-            shutil.copy(folder / name, model)
-        info = mlflow.pyfunc.log_model(
-            name=row["family"],
-            python_model=str(Path(__file__).with_name("serving.py")),
-            artifacts={"model": model},
-            code_paths=[str(Path(store.__file__).parent)],
-            signature=signature,
-            input_example=pd.DataFrame(example),
-            pip_requirements=versions,
+    if known is None:
+        model_id = model()
+        known = client.create_model_version(
+            name, f"models:/{model_id}", run_id=run_id, tags=tags | about, model_id=model_id
         )
-    return info.model_uri
-
-
-def _example(condition: str, data: DataSpec) -> str | bytes:
-    """A request's value for one condition, as it stands beside the registered model."""
-    if condition == "label":
-        return data.classes[0] if data.classes else data.attributes[0]
-    if condition == "text":
-        return "a"
-    from PIL import Image
-
-    assert data.source is not None
-    channels, height, width = data.source.shape
-    png = io.BytesIO()
-    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
-    Image.new(mode, (width, height)).save(png, format="png")
-    return png.getvalue()
+    version = str(known.version)
+    versions.award(client, name, version, verdict.alias, verdict.reason)
+    return {"version": version, "alias": verdict.alias, "reason": verdict.reason}
 
 
 def main() -> None:

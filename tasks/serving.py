@@ -28,6 +28,8 @@ from models.base import DataSpec
 
 LARGEST_BATCH = 500
 MAX_PIXELS = 64_000_000
+# not Pillow's readers of drawings: a request must not start a PostScript interpreter
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA")
 
 
 class Sampler(mlflow.pyfunc.PythonModel):
@@ -117,7 +119,7 @@ def read_source(value: Any, data: DataSpec) -> torch.Tensor:
     masked = spec.kind == "masked"
     modes = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
     try:
-        with Image.open(io.BytesIO(value)) as image:
+        with Image.open(io.BytesIO(value), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"source: {image.width}x{image.height} is too large")
             upright = ImageOps.exif_transpose(image)

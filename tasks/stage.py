@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -63,10 +64,13 @@ def running(name: str, run: Run | None = None) -> Iterator[None]:
             if record:
                 kind = "" if isinstance(error, BadInput) else f"{type(error).__name__}: "
                 _write_reason(record, name, f"{kind}{error}")
-            if isinstance(error, Outage) or nodes_lost(error):
+            if isinstance(error, Outage):
+                print(f"{name}: {error}", file=sys.stderr)
+            elif nodes_lost(error):
                 traceback.print_exc()
-                raise SystemExit(AWAY) from error
-            raise
+            else:
+                raise
+            raise SystemExit(AWAY) from error
     if record:
         record.unlink(missing_ok=True)
 

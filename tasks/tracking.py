@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models import store
+from tasks import lineage
 from tasks.params import Params
 from tasks.runs import Run
 from tasks.training.history import HISTORY, VALIDATION, Record, read_history
@@ -50,7 +51,8 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name)
+            note = f"Comparisons of generative models on the data set {name}."
+            return client.create_experiment(name, tags={"mlflow.note.content": note})
         except MlflowException:  # another family's stage made it in between
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -68,7 +70,7 @@ def start_parent(params: Params) -> str:
     client = connect(params)
     experiment = experiment_id(client, params.dataset.title)
     name = f"compare-{params.dataset.title}"
-    tags = {"mlflow.note.content": f"Families: {', '.join(params.families)}"}
+    tags = lineage.comparison_tags(params)
     return client.create_run(experiment, run_name=name, tags=tags).info.run_id
 
 
@@ -94,6 +96,7 @@ class TrainingRun:
         self.params, self.which, self.manifest, self.key = params, which, manifest, key
         self.work = work
         self.last = 0.0
+        self.described = False
 
     def deliver(self, records: list[Record]) -> bool:
         """Send what is new, at most every few seconds; while the server is away, warn and keep.
@@ -118,29 +121,43 @@ class TrainingRun:
     def _send(self, records: list[dict[str, Any]], folder: Path) -> tuple[MlflowClient, str]:
         client = connect(self.params)
         experiment = experiment_id(client, self.params.dataset.title)
-        run_id = find_run(client, experiment, KEY, self.key) or self._create(client, experiment)
+        run_id = find_run(client, experiment, KEY, self.key)
+        run_id = run_id or self._create(client, experiment, folder)
         send_history(client, run_id, records, folder / PICTURES)
+        self._describe(client, run_id, folder)
         return client, run_id
 
-    def _create(self, client: MlflowClient, experiment: str) -> str:
+    def _create(self, client: MlflowClient, experiment: str, folder: Path) -> str:
         family, seed = self.which
-        config = self.params.models[family].model_dump(mode="json")
-        train = {**self.params.train.model_dump(mode="json"), "seed": seed}
         tags = {
             KEY: self.key,
             "family": family,
             "seed": str(seed),
             "dataset": self.params.dataset.title,
             "data_sha256": self.manifest["content_sha256"],
+            **lineage.run_tags(lineage.read(folder)),
         }
         if os.environ.get(PARENT):
             tags["mlflow.parentRunId"] = os.environ[PARENT]
         name = f"{family}-{self.params.dataset.title}-s{seed}"
-        run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
-        for prefix, section in (("", {"family": family}), ("model", config), ("train", train)):
-            for path, value in _flat(section, prefix):
-                client.log_param(run_id, path, value)
-        return run_id
+        return client.create_run(experiment, run_name=name, tags=tags).info.run_id
+
+    def _describe(self, client: MlflowClient, run_id: str, folder: Path) -> None:
+        """Parameters, dataset and files, once; what an outage cut short is sent the next time."""
+        from mlflow.entities import Param
+
+        if self.described or lineage.DESCRIBED in client.get_run(run_id).data.tags:
+            self.described = True
+            return
+        family, seed = self.which
+        config = self.params.models[family].model_dump(mode="json")
+        train = {**self.params.train.model_dump(mode="json"), "seed": seed}
+        sections: Any = (("", {"family": family}), ("model", config), ("train", train))
+        pairs = [pair for prefix, section in sections for pair in _flat(section, prefix)]
+        client.log_batch(run_id, params=[Param(path, str(value)) for path, value in pairs])
+        data = self.manifest["content_sha256"]
+        lineage.describe(client, run_id, self.params, self.which, data, folder)
+        self.described = True
 
 
 def send_history(client: MlflowClient, run_id: str, records: list[Record], pictures: Path) -> None:

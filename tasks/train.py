@@ -14,21 +14,19 @@ from typing import Any
 
 import models
 from models import store
-from tasks import stage
-from tasks.cluster import connected, spare_processor
+from tasks import lineage, stage
 from tasks.data import shards
 from tasks.params import Params, load_params
-from tasks.provenance import git_state
 from tasks.runs import Run
 from tasks.tracking import TrainingRun
 from tasks.training.candidates import load_best
 from tasks.training.checks import check
+from tasks.training.dispatch import on_cluster
 from tasks.training.history import HISTORY, read_history, write_history
-from tasks.training.launch import launch
 from tasks.training.turns import NonFiniteLoss
 from tasks.training.validation import PICTURES
 from tasks.training.watch import Watch
-from tasks.training.worker import CHECKPOINTS, FAILURES, OUTCOME
+from tasks.training.worker import CHECKPOINTS, FAILURES
 
 JUDGES = (
     "classifier",
@@ -62,19 +60,15 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
     work = Path(params.cluster.storage).absolute() / "work" / f"{which.name}-{key}"
     work.mkdir(parents=True, exist_ok=True)
     spec["directory"] = str(work)
-    (work / OUTCOME).unlink(missing_ok=True)
     identity = work / "identity"  # of this very training, in MLflow too; survives a resume
     if not identity.exists():
         identity.write_text(uuid.uuid4().hex)
     token = identity.read_text()
+    came_from = lineage.record(work, params, manifest)
     tracked = TrainingRun(params, which, manifest, token, work)
     watch = Watch(work, params.train.budget, tracked)
-    with connected(params.cluster):
-        if params.train.validation == "auto":  # the results are the same, and so is the key
-            spare = spare_processor(params.cluster, len(params.families) * len(params.seeds))
-            spec["train"]["validation"] = "asynchronous" if spare else "synchronous"
-        launch(spec, params.cluster, params.train.max_failures, watch)
-    outcome = json.loads((work / OUTCOME).read_text())
+    trainings = len(params.families) * len(params.seeds)
+    outcome = on_cluster(params, spec, trainings, watch)
     if "error" in outcome:
         failure = FAILURES[outcome["error"]["kind"]]
         if failure is NonFiniteLoss:  # it would resume to the same end
@@ -82,7 +76,7 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
         raise failure(outcome["error"]["message"])
     facts = _export(work, out, spec, outcome)
     facts |= {"budget": str(params.train.budget), "key": token}
-    facts |= {"data_sha256": manifest["content_sha256"], "git": git_state()}
+    facts |= {"data_sha256": manifest["content_sha256"], "git": lineage.told(came_from)}
     (out / "train.json").write_text(json.dumps(facts, indent=2) + "\n")
     tracked.finish(out)
     shutil.rmtree(work, ignore_errors=True)
@@ -95,7 +89,8 @@ def _export(work: Path, out: Path, spec: dict[str, Any], outcome: dict[str, Any]
     model = store.build(spec["family"], spec["config"], spec["data"])
     store.save(out, model, spec["family"], load_best(work / CHECKPOINTS))
     write_history(out / HISTORY, read_history(work / HISTORY))
-    shutil.copytree(work / PICTURES, out / PICTURES)
+    for folder in (PICTURES, lineage.PROJECT):
+        shutil.copytree(work / folder, out / folder)
     progress = outcome["progress"]
     counted = {} if progress["flops"] is None else {"train_flops": float(progress["flops"])}
     return {
@@ -112,6 +107,7 @@ def _export(work: Path, out: Path, spec: dict[str, Any], outcome: dict[str, Any]
         "hardware": outcome["hardware"],
         "workers": outcome["workers"],
         "precision": outcome["precision"],
+        "data": outcome["data"],
     }
 
 
@@ -125,7 +121,9 @@ def _key(spec: dict[str, Any], data_sha256: str) -> str:
     judges = [here / "evaluation" / f"{n}.py" for n in JUDGES]
     for file in [*code, *judges, *sorted((here / "training").glob("*.py"))]:
         digest.update(file.read_bytes())
-    known = {name: spec[name] for name in ("family", "config", "data", "train")}
+    known = {name: spec[name] for name in ("family", "config", "data")}
+    # where the data lies changes nothing: what memory could not hold goes on as a stream
+    known["train"] = {name: value for name, value in spec["train"].items() if name != "data"}
     digest.update(json.dumps(known, sort_keys=True).encode())
     return digest.hexdigest()[:12]
 

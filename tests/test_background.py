@@ -27,9 +27,10 @@ from tasks.training.candidates import Candidates, load_best
 from tasks.training.config import Budget, TrainConfig
 from tasks.training.history import HISTORY, Journal, read_history
 from tasks.training.loop import Outcome, train
+from tasks.training.memory import read
 from tasks.training.selection import Inline, Scorer, ValidationFailed
 from tasks.training.validation import PICTURES, Validator
-from tasks.training.worker import CHECKPOINTS, train_data
+from tasks.training.worker import CHECKPOINTS
 
 pytestmark = pytest.mark.timeout(600)
 CPU = torch.device("cpu")
@@ -72,7 +73,7 @@ def run(spec: dict[str, Any], scorer: Scorer, **options: Any) -> Outcome:
     journal = Journal(directory / HISTORY)
     return train(
         model,
-        train_data(Path(spec["prepared"]), model.data),
+        read(Path(spec["prepared"]), model.data),
         TrainConfig(**spec["train"]),
         directory / CHECKPOINTS,
         validate=scorer,

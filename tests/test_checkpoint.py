@@ -9,8 +9,13 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from tasks.training.checkpoint import Checkpoints
-from tests.conftest import tiny_images, tiny_model
+from tasks.training.candidates import Candidates
+from tasks.training.checkpoint import Checkpoints, StorageFailed
+from tasks.training.config import Budget, TrainConfig
+from tasks.training.history import Journal
+from tasks.training.loop import train
+from tests.conftest import tiny_data, tiny_images, tiny_model
+from tests.disks import fill, small_disk
 
 
 def checkpoints(directory: Path, fill: float = 0.0) -> Checkpoints:
@@ -83,6 +88,50 @@ def test_a_failed_write_leaves_the_former_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageFailed, match=r"checkpoint of step 2 .* No space left .* are free"):
         saved.save({"step": 2})
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_full_disk_stops_training_and_loses_nothing(tmp_path: Path) -> None:
+    """Full while the checkpoint of step 6 is written, then mended: a straight run's weights."""
+    settings = TrainConfig(
+        batch_size=8, budget=Budget(steps=9), log_every=1, validate_every=3, checkpoint_every=3
+    )
+
+    def run(directory: Path, full_at: int | None = None) -> tuple[torch.nn.Module, int]:
+        def on_record(record: dict[str, float]) -> None:
+            if record["step"] == full_at:
+                fill(directory)
+
+        model = tiny_model("vae")
+        data = tiny_data(40, model.data)
+        return model, train(model, data, settings, directory, on_record=on_record).resumed_from
+
+    straight, _ = run(tmp_path / "straight")
+    disk = tmp_path / "disk"
+    with small_disk(disk, 8):
+        with pytest.raises(StorageFailed, match=r"step 6 could not .* 0\.0 MiB are free"):
+            run(disk, full_at=6)
+        assert [p.name for p in disk.glob("step-*")] == ["step-00000003"]
+        (disk / "filler").unlink()
+        resumed, resumed_from = run(disk)
+    assert resumed_from == 3
+    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_candidates_and_records_say_that_the_disk_is_full(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, 4):
+        candidates, journal = Candidates(disk), Journal(disk / "history.jsonl")
+        weights = {"w": torch.zeros(1000)}
+        candidates.add(1, weights)
+        journal({"step": 1})
+        fill(disk)
+        with pytest.raises(StorageFailed, match=r"step-00000002\.safetensors could not be written"):
+            candidates.add(2, weights)
+        with pytest.raises(StorageFailed, match="record of step 2 could not be written"):
+            journal({"step": 2, "loss": "x" * 5000})
+        assert candidates.waiting() == [1]
+        assert not list(disk.glob("candidates/*.tmp-*"))

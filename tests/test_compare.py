@@ -10,8 +10,10 @@ from unittest.mock import Mock
 import pytest
 from prefect.states import Completed, Failed, State
 
+import tasks.stage
 from flows import chains, compare, stage
 from tasks.cluster import nodes_lost
+from tasks.errors import BadInput, Outage, Unreachable
 from tasks.params import Params
 from tasks.runs import Run
 
@@ -52,12 +54,11 @@ def test_no_more_runs_are_open_than_have_a_place_and_a_failed_one_frees_it(
 
     monkeypatch.setattr(compare, "run_stage", run_stage)
     monkeypatch.setattr(chains, "start_run", lambda which, *_: Chain(which, open_, log))
-    monkeypatch.setattr(compare, "families_at_once", lambda _: places)
     monkeypatch.setattr(compare.artifacts, "Progress", lambda _: Mock())
     monkeypatch.setattr(compare.artifacts, "show_leaderboard", Mock())
     families = ("vae", "gan", "gmm")
     params = Params(families=families, seeds=(0, 1), models={name: {} for name in families})
-    state = compare._stages(params, {})
+    state = compare._stages(params, {}, places)
     names = [f"{family}-{seed}" for seed in (0, 1) for family in families]
     assert [line.split()[0] for line in log] == names
     assert max(int(line.split()[-1]) for line in log) == places
@@ -100,6 +101,24 @@ def test_a_lost_node_is_an_outage_and_a_fault_of_the_training_is_none() -> None:
     assert nodes_lost(WorkerGroupError("gone", {0: ValueError("cut off"), 1: lost}))
     assert not nodes_lost(WorkerGroupError("NaN", {0: ValueError("step 3: loss is nan")}))
     assert not nodes_lost(ValueError("no"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Outage("the registry is away"), 75),
+        (Unreachable("the registry does not answer"), 75),
+        (ConnectionError("Ray is gone"), 75),
+        (BadInput("no such model"), 2),
+    ],
+)
+def test_the_exit_status_of_a_stage_says_whether_to_try_again(
+    error: Exception, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, tasks.stage.running("register"):
+        raise error
+    assert ended.value.code == status
+    assert str(error) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

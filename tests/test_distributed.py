@@ -82,7 +82,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         from tasks.training.worker import work
 
         for spec in config["specs"]:
-            work(spec)
+            outcome = work(spec)
+            if ray.train.get_context().get_world_rank() == 0:
+                Path(spec["directory"], "outcome.json").write_text(json.dumps(outcome))
 
     with connected(ClusterConfig()):
         import ray.train

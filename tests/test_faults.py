@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests import projects
+from tests.disks import fill, small_disk
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 PATIENCE_S = 300  # on two cores that other tests use as well
@@ -222,6 +223,27 @@ def test_signals_leave_a_checkpoint_of_that_very_step(
     weights, facts = result(project, "signal")
     assert facts["resumed_from"] == stopped_at
     assert weights == undisturbed
+
+
+def test_a_full_disk_ends_the_training_which_goes_on_when_there_is_room(
+    project: Path, undisturbed: bytes, ray: dict[str, str]
+) -> None:
+    """It is said in a line, Ray does not try again, and the last whole checkpoint counts."""
+    with small_disk(project / ".genarena", 64):
+        training = start(project, "full", ray)
+        log = project / "full.log"
+        wait_until(lambda: reached(project) >= 100, training, log)
+        filler = fill(project / ".genarena")
+        assert training.wait(PATIENCE_S) == 1, log.read_text()
+        last = log.read_text().strip().splitlines()[-1]
+        assert "StorageFailed" in last
+        assert "make room, and the same command goes on" in last
+        filler.unlink()
+        again = start(project, "full", ray)
+        assert again.wait(PATIENCE_S) == 0, log.read_text()
+        weights, facts = result(project, "full")
+        assert weights == undisturbed
+        assert facts["resumed_from"] >= 80
 
 
 def test_two_ray_workers_train_as_one(project: Path) -> None:

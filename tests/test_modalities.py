@@ -18,7 +18,7 @@ from models.base import PLURALS, Batch, DataSpec, GenerativeModel
 from tasks.data.shards import Split
 from tasks.evaluation import pictures
 from tasks.evaluation.quality import Yardstick
-from tasks.register import _log_model
+from tasks.packaging import log_model
 from tasks.training.config import Budget, TrainConfig
 from tasks.training.data import TrainData
 from tasks.training.loop import train
@@ -137,7 +137,7 @@ def test_the_registered_model_answers(case: tuple[str, str], tmp_path: Path) -> 
     experiment = client.create_experiment("m", artifact_location=f"file://{tmp_path}/mlruns")
     run = client.create_run(experiment).info.run_id
     store.save(tmp_path / "model", model, name, model.state_dict())
-    loaded = mlflow.pyfunc.load_model(_log_model(run, {"family": name}, tmp_path / "model"))
+    loaded = mlflow.pyfunc.load_model(f"models:/{log_model(run, name, tmp_path / 'model')}")
     requests = pd.DataFrame([{"n": 2}, {"n": 1}])
     if "text" in model.conditions:
         requests["text"] = ["to be", None]

@@ -16,6 +16,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
@@ -159,3 +160,46 @@ def test_one_more_image_and_two_refreshes_at_once(
     tags = {int(version.version): version.tags["data_sha256"] for version in versions}
     assert tags == {1: old, 2: new}
     assert new in told
+
+
+GENERATE = """
+import json
+from flows.generate import generate
+from tasks.drawing import GenerateSettings
+for settings in {settings}:
+    state = generate(GenerateSettings(**settings), return_state=True)
+    print("STATE", json.dumps([state.type.value, state.name, state.message]))
+"""
+
+
+def test_samples_in_bulk_are_kept_and_the_same_again(
+    project: Path, server: str, refreshed: str
+) -> None:
+    """And a model that there is not is refused by name."""
+    wanted = {"n": 120, "batch": 50, "seed": 3}
+    asked = [{**wanted, "name": "by-the-flow"}, {**wanted, "model": "pictures-generatr"}]
+    said, _ = start(project, server, GENERATE.format(settings=asked)).communicate(PATIENCE_S)
+    done, wrong = (json.loads(line) for line in re.findall(r"^STATE (.*)$", said, re.MULTILINE))
+    assert done[0] == "COMPLETED", said
+    assert wrong[:2] == ["FAILED", "Refused"]
+    assert wrong[2].endswith("did you mean 'pictures-generator'?")
+    again = json.dumps({**wanted, "name": "by-hand"})
+    projects.stage(project, "generate", "--settings", again)
+    folders = [project / "data/generated" / name for name in ("by-the-flow", "by-hand")]
+    one, two = (
+        {f.relative_to(d): f.read_bytes() for f in d.rglob("*") if f.suffix in (".parquet", ".png")}
+        for d in folders
+    )
+    assert one == two
+    assert len(list(folders[0].glob("png/*.png"))) == 120
+    table = pd.read_parquet(folders[0] / "samples")
+    assert len(table) == 120
+    assert table["x"].nunique() > 60  # slices are not one another's copies
+    first = np.asarray(Image.open(folders[0] / "png/00000.png"))
+    assert first.tobytes() == table["x"][0]
+    note = json.loads((folders[0] / "generated.json").read_text())
+    assert (note["name"], note["samples"], note["parts"]) == ("pictures-generator", 120, 3)
+    for folder in folders:
+        assert "md5" in folder.with_name(f"{folder.name}.dvc").read_text()
+    assert projects.command(project, "git", "check-ignore", str(folders[0])).stdout
+    assert projects.dvc(project, "status", "--json").stdout.strip() == "{}"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tasks import register
+from tasks.params import EvaluationConfig
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,9 @@ def test_the_best_ranked_that_needs_no_source_is_the_generator(
     monkeypatch.setattr(register.tracking, "connect", lambda params: None)
     monkeypatch.setattr(register.tracking, "run_of", lambda *_: "run")
     rows = [{"family": family, "seed": 0, "rank": rank} for family, rank in ranks.items()]
-    params: Any = SimpleNamespace(dataset=SimpleNamespace(title="digits"))
+    params: Any = SimpleNamespace(
+        dataset=SimpleNamespace(title="digits"), evaluation=EvaluationConfig()
+    )
     register._register(params, rows, Path())
     assert {f"digits-{family}" for family in ranks} == made.keys() - {"digits-generator"}
     assert made.get("digits-generator") == expected

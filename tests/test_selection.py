@@ -272,7 +272,7 @@ def test_several_workers_have_one_selection_and_end_together(tmp_path: Path) -> 
     assert first["best"] == [BEST, 1.0]
     assert other["step"] == first["step"] == 16
     assert first["error"] == "step 4, validation: the score is nan"
-    assert other["error"] == "the first worker's validation failed"
+    assert other["error"] == "the first worker could not go on"
 
 
 def test_scoring_loads_each_candidate(tmp_path: Path) -> None:

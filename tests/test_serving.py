@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import io
+import pickle
+import re
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +20,10 @@ from PIL import Image
 
 from models import FAMILIES, store
 from models.base import DataSpec, SourceSpec
-from tasks import serving
-from tasks.register import _log_model
+from tasks import packaging, serving
+from tasks.errors import BadInput
+from tasks.packaging import log_model
+from tasks.params import Params
 from tests.conftest import tiny_batch, tiny_model
 
 
@@ -63,8 +70,7 @@ def test_the_registered_model_samples_with_its_conditions(
 ) -> None:
     model = tiny_model(family).eval()
     store.save(tmp_path, model, family, model.state_dict())
-    uri = _log_model(runs, {"family": family}, tmp_path)
-    loaded = mlflow.pyfunc.load_model(uri)
+    loaded = mlflow.pyfunc.load_model(f"models:/{log_model(runs, family, tmp_path)}")
     assert {c.name for c in loaded.metadata.signature.inputs} == {"n", *model.conditions}
     requests = pd.DataFrame([request(model, 0, 2), request(model, 1, 3)])
     images = loaded.predict(requests, params={"seed": 3})
@@ -93,6 +99,152 @@ def serving_of(folder: Path) -> serving.Sampler:
     sampler = serving.Sampler()
     sampler.model = store.load(folder)
     return sampler
+
+
+@pytest.fixture(scope="module")
+def registered(runs: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, str]:
+    """Parameters of a project of its own, and a registered version's URI."""
+    folder = tmp_path_factory.mktemp("registered")
+    model = tiny_model("naive_bayes").eval()
+    store.save(folder / "model", model, "naive_bayes", model.state_dict())
+    model_id = log_model(runs, "naive_bayes", folder / "model")
+    client = mlflow.MlflowClient()
+    client.create_registered_model("digits-naive_bayes")
+    client.create_model_version(
+        "digits-naive_bayes", f"models:/{model_id}", run_id=runs, model_id=model_id
+    )
+    client.set_registered_model_alias("digits-naive_bayes", "champion", "1")
+    params = Params.model_validate(
+        {
+            "families": ["naive_bayes"],
+            "models": {},
+            "cluster": {"storage": str(folder / "state")},
+            "tracking": {"uri": mlflow.get_tracking_uri()},
+        }
+    )
+    return params, "models:/digits-naive_bayes@champion"
+
+
+def stored() -> Path:
+    """Where the artifact store has the files of a registered version."""
+    source = mlflow.MlflowClient().get_model_version("digits-naive_bayes", "1").source
+    location = mlflow.get_logged_model(source.removeprefix("models:/")).artifact_location
+    return Path(location.removeprefix("file://"))
+
+
+def test_what_was_registered_is_fetched_once_and_samples(registered: tuple[Params, str]) -> None:
+    params, uri = registered
+    mlflow.pyfunc.load_model(uri)  # MLflow itself leaves its traces in the store: no harm
+    fetched = packaging.fetch(params, uri)
+    assert fetched.path == Path(params.cluster.storage, "models", fetched.digest)
+    assert (fetched.name, fetched.version) == ("digits-naive_bayes", "1")
+    assert packaging.fetch(params, "naive_bayes") == fetched
+    assert packaging.fetch(params, f"runs:/{fetched.run_id}/naive_bayes").digest == fetched.digest
+    assert packaging.load(params, uri).predict(pd.DataFrame({"n": [2]})).shape == (2, 8, 8, 1)
+    left = [path.name for path in fetched.path.parent.iterdir()]
+    assert left == [fetched.digest]
+
+
+class Planted:
+    """What runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("ran"),)
+
+
+def plant(folder: Path, what: str) -> None:
+    if what == "a pickle":
+        (folder / "python_model.pkl").write_bytes(pickle.dumps(Planted()))
+        description = (folder / "MLmodel").read_text()
+        changed = re.sub("python_model: .*", "python_model: python_model.pkl", description, count=1)
+        (folder / "MLmodel").write_text(re.sub("  +model_code_path: .*\n", "", changed))
+    elif what == "code":
+        with (folder / "serving.py").open("a") as file:
+            file.write("\nPath('ran').touch()\n")
+    elif what == "compiled code":
+        (folder / "code/models/__init__.pyc").write_bytes(b"x")
+    else:
+        weights = next(folder.rglob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+
+
+@pytest.mark.parametrize("what", ["a pickle", "code", "compiled code", "weights"])
+def test_what_was_put_into_the_artifact_store_does_not_run(
+    what: str, registered: tuple[Params, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, uri = registered
+    monkeypatch.chdir(tmp_path)
+    params = params.model_copy(
+        update={"cluster": params.cluster.model_copy(update={"storage": str(tmp_path / "state")})}
+    )
+    folder = stored()
+    shutil.copytree(folder, tmp_path / "before")
+    plant(folder, what)
+    try:
+        with pytest.raises(BadInput, match="not the ones that were registered"):
+            packaging.load(params, uri)
+    finally:
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "before", folder)
+    assert not Path("ran").exists()
+    assert not any((tmp_path / "state/models").iterdir())
+    packaging.load(params, uri)
+
+
+def test_who_cannot_be_asked_and_what_is_not_there_are_told_in_one_line(
+    registered: tuple[Params, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, _ = registered
+    for asked, words in (
+        ("naive_baye", "models:/naive_baye@champion: no such model; did you mean 'digits-naive_b"),
+        ("vae", "models:/digits-vae@champion: no such model; train it on digits first: make run"),
+        ("models:/digits-naive_bayes@champio", "no alias 'champio'; did you mean 'champion'"),
+        ("models:/digits-naive_bayes/7", "has no version 7; choose from: 1"),
+        ("models:/m-1", "no such model; models:/NAME@champion"),
+        ("runs:/00/vae", "no run of this id"),
+    ):
+        with pytest.raises(BadInput) as caught:
+            packaging.fetch(params, asked)
+        assert words in str(caught.value)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that answers as MLflow's does without the password."""
+
+    def do_GET(self) -> None:
+        self.send_error(401, "You are not authenticated")
+
+    do_POST = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_registry_away_and_a_wrong_password_are_told_apart(
+    registered: tuple[Params, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, uri = registered
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
+        with pytest.raises(BadInput) as refused:
+            packaging.fetch(params, uri)
+        assert str(refused.value) == (
+            f"the registry at http://me:***@{address} refuses the user or the password; set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+        server.shutdown()
+        server.server_close()
+        with pytest.raises(BadInput) as away:
+            packaging.fetch(params, uri)
+        assert f"the registry at http://me:***@{address} does not answer" in str(away.value)
+        assert "\n" not in str(away.value)
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 DATA = DataSpec(shape=(1, 8, 8), levels=16, classes=("cat", "dog"), text_length=5)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from models.base import Config, DataSpec, Modality, Positive, SourceSpec
+from tasks.data.archives import is_archive, open_archive
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 FOLDERS = ("image_folder", "paired_folder")
@@ -31,7 +32,7 @@ class DatasetConfig(Config):
     name: Literal[
         "digits", "mnist", "binarized_mnist", "image_folder", "paired_folder", "text", "toy2d"
     ] = "digits"
-    path: str = DEFAULT_PATH  # folder (for the folder sources, any fsspec URI); text: also a file
+    path: str = DEFAULT_PATH  # folder; also a zip, a URI of fsspec (folder sources), a file (text)
     validation: Share = 0.1  # shares of the examples, chosen by the hash of their content
     test: Share = 0.2  # where the source has no official test split
     image_size: Positive | None = None  # folder sources: resize and crop to a square; null: as is
@@ -53,7 +54,7 @@ class DatasetConfig(Config):
             return f"toy2d-{self.toy}"
         if self.name not in FOLDERS and not (self.name == "text" and self.path != DEFAULT_PATH):
             return self.name
-        folder = self.path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".txt")
+        folder = re.sub(r"(?i)\.(txt|zip)$", "", self.path.rstrip("/").rsplit("/", 1)[-1])
         return re.sub(r"[^a-z0-9]+", "-", folder.lower()).strip("-") or self.name
 
     @property
@@ -85,11 +86,9 @@ class DatasetConfig(Config):
             source = SourceSpec(kind=kind, shape=(channels, small, small), aligned=self.paired)
         labels = self.name not in ("paired_folder", "binarized_mnist")
         captions = bool(self.captions)
-        folder = Path(self.path)
-        if self.name == "image_folder" and folder.is_dir():
-            visible = [p for p in folder.iterdir() if not p.name.startswith(".")]
-            labels = any(p.is_dir() or p.name == "attributes.csv" for p in visible)
-            captions |= (folder / "captions.csv").exists()
+        if self.name == "image_folder" and Path(self.path).exists():
+            labels, captions_there = self._look()
+            captions |= captions_there
         return DataSpec(
             shape=shape,
             levels=levels,
@@ -97,6 +96,19 @@ class DatasetConfig(Config):
             source=source,
             text_length=int(captions or (self.name == "image_folder" and "://" in self.path)),
         )
+
+    def _look(self) -> tuple[bool, bool]:
+        """Whether the folder, or the zip file, has classes or attributes, and captions."""
+        if is_archive(self.path):
+            archive = open_archive(self.path)
+            visible = {
+                Path(e["name"]).name: e["type"] == "directory" for e in archive.ls(archive.root)
+            }
+        elif Path(self.path).is_dir():
+            visible = {p.name: p.is_dir() for p in Path(self.path).iterdir() if p.name[0] != "."}
+        else:
+            return True, False
+        return any(visible.values()) or "attributes.csv" in visible, "captions.csv" in visible
 
     @model_validator(mode="after")
     def _possible(self) -> DatasetConfig:

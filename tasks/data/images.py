@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tasks.data import tables
+from tasks.data.archives import is_archive, open_archive, refuse_nested
 from tasks.data.config import DatasetConfig
 from tasks.data.derive import chosen
 from tasks.data.sources import Raw
@@ -20,6 +22,12 @@ from tasks.errors import BadInput
 
 Pixels = NDArray[np.uint8]
 MAX_PIXELS = 64_000_000
+# Pillow's readers of pixels; it has others, of drawings, that start a PostScript interpreter
+FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000"]
+FORMATS += ["ICO", "PCX", "SGI", "TGA"]
+# Pillow warns above its limit and raises above twice that, for images within images too
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 MIN_SIDE = 4  # the smallest image that the families can halve
 SHOWN = 20
 
@@ -72,10 +80,18 @@ def read_folder(config: DatasetConfig) -> Raw:
 
 
 def list_files(path: str) -> tuple[fsspec.AbstractFileSystem, str, list[str]]:
-    """The file system, the folder's path in it, and the names of all files below it."""
-    fs, root = url_to_fs(path)
+    """The file system, the folder's path in it, and the names of all files below it.
+
+    A zip file is a folder too.
+    """
+    refuse_nested(path)
+    if is_archive(path):
+        fs = open_archive(path)
+        root = fs.root
+    else:
+        fs, root = url_to_fs(path)
     if not fs.isdir(root):
-        raise BadInput(f"dataset.path: {path} is not a folder")
+        raise BadInput(f"dataset.path: {path} is not a folder or a zip file")
     names = sorted(p[len(root.rstrip("/")) + 1 :] for p in fs.find(root))
     names = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
     if not names:
@@ -144,9 +160,7 @@ def _in(name: str, folder: str) -> bool:
 def _read_image(fs: fsspec.AbstractFileSystem, path: str, size: int | None) -> Pixels | str:
     """uint8 `[H, W]` or `[H, W, 3]`, or the reason why not."""
     try:
-        with Image.open(io.BytesIO(fs.cat_file(path))) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return f"{image.width}x{image.height} is over {MAX_PIXELS:,} pixels"
+        with Image.open(io.BytesIO(fs.cat_file(path)), formats=FORMATS) as image:
             if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
                 return f"mode {image.mode} is not 8-bit"
             upright = ImageOps.exif_transpose(image)
@@ -161,6 +175,8 @@ def _read_image(fs: fsspec.AbstractFileSystem, path: str, size: int | None) -> P
             return pixels
     except UnidentifiedImageError:
         return "not an image"
+    except Image.DecompressionBombError:  # from the header, before anything is decoded
+        return f"is over {MAX_PIXELS:,} pixels"
     except Exception as error:  # decoders raise whatever damaged bytes lead them to
         return f"cannot be read: {error}"
 

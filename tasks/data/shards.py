@@ -7,6 +7,9 @@ whatever order it was read. Columns: `x` (uint8 levels, a byte each), `label` (i
 or the attributes as bits; or null), `source` (uint8 levels of the other image of the pair, or
 null), `text` (the caption, or null). Where the two images of a row are no pair, `x` and `source`
 are two lists beside each other, the shorter one filled up with nulls.
+
+A shard is made of blocks (Parquet's row groups) of about 4 MiB, each of which can be read without
+the others: what streams does so.
 """
 
 from __future__ import annotations
@@ -14,25 +17,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from models.base import DataSpec
+from tasks.data.blocks import Block, blocks, columns, read_blocks, write_shard
 from tasks.data.config import DatasetConfig
 from tasks.data.sources import Raw
 from tasks.data.splits import SPLITS, assign, domains, duplicates
 from tasks.errors import BadInput
 
 ROWS_PER_SHARD = 16_384
+BLOCK_BYTES = 4 * 2**20  # of levels
 LEAST = 6  # rows of a split: what the fifth neighbour takes to be measured
-SCHEMA = pa.schema(
-    [("x", pa.binary()), ("label", pa.int64()), ("source", pa.binary()), ("text", pa.string())]
-)
 
 
 class Split(NamedTuple):
@@ -107,48 +108,48 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_split(directory: Path, split: str) -> Split:
-    """One split of the prepared data."""
+def read_split(directory: Path, split: str, rows: int | None = None) -> Split:
+    """One split of the prepared data, or its first `rows` rows where there are more."""
+    spec, chosen = DataSpec(**read_manifest(directory)["spec"]), blocks(directory, split)
+    if rows is not None:
+        chosen = [b for i, b in enumerate(chosen) if not _hold(chosen[:i], columns(spec), rows)]
+    found = {name: part[:rows] for name, part in read_blocks(spec, chosen, columns(spec)).items()}
+    return Split(found["x"], *(found.get(name) for name in Split._fields[1:]))
+
+
+def each_image_block(directory: Path, split: str) -> Iterator[NDArray[np.uint8]]:
+    """The levels of a split, block by block."""
     spec = DataSpec(**read_manifest(directory)["spec"])
-    tables = [pq.read_table(path) for path in sorted(directory.glob(f"{split}-*.parquet"))]
-    table = pa.concat_tables(tables)
-    x = _levels(table["x"], spec.shape)
-    label = text = None
-    if spec.classes or spec.attributes:
-        label = table["label"].drop_null().to_numpy().copy()
-        if spec.attributes:
-            label = label[:, None] >> np.arange(len(spec.attributes)) & 1
-    if spec.text_length:
-        text = np.zeros((len(x), spec.text_length), np.uint8)
-        for row, caption in zip(text, table["text"].drop_null().to_pylist(), strict=True):
-            row[: len(caption.encode())] = list(caption.encode())
-    source = None if spec.source is None else _levels(table["source"], spec.source.shape)
-    return Split(x, label, source, text)
+    for block in blocks(directory, split):
+        yield read_blocks(spec, [block], ("x",))["x"]
 
 
-def _levels(column: pa.ChunkedArray, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    joined = b"".join(column.drop_null().to_pylist())
-    return np.frombuffer(joined, np.uint8).reshape(-1, *shape).copy()
+def _hold(chosen: list[Block], names: Sequence[str], rows: int) -> bool:
+    return all(sum(block.rows(name) for block in chosen) >= rows for name in names)
 
 
 def _write_split(
     directory: Path, name: str, raw: Raw, rows: list[int], sources: list[int] | None
 ) -> None:
-    for number, start in enumerate(range(0, max(len(rows), len(sources or ())), ROWS_PER_SHARD)):
-        part, others = rows[start:][:ROWS_PER_SHARD], (sources or [])[start:][:ROWS_PER_SHARD]
-        length = max(len(part), len(others))
-        source = [] if raw.source is None else [raw.source[i].tobytes() for i in others]
-        columns: dict[str, list[Any]] = {
-            "x": [raw.x[i].tobytes() for i in part],
-            "label": [_label(raw, i) for i in part],
-            "source": source,
-            "text": [raw.text[i] for i in part] if raw.text else [],
+    largest = max(raw.x[0].nbytes, 0 if raw.source is None else raw.source[0].nbytes)
+    size = max(1, BLOCK_BYTES // largest)
+
+    def part(start: int, end: int) -> dict[str, list[Any]]:
+        mine = rows[start:end]
+        others = [] if raw.source is None else (sources or [])[start:end]
+        return {
+            "x": [raw.x[i].tobytes() for i in mine],
+            "label": [_label(raw, i) for i in mine],
+            "source": [raw.source[i].tobytes() for i in others] if raw.source is not None else [],
+            "text": [raw.text[i] for i in mine] if raw.text else [],
         }
-        filled = {
-            key: [*values, *[None] * (length - len(values))] for key, values in columns.items()
-        }
-        file = directory / f"{name}-{number:05d}.parquet"
-        pq.write_table(pa.table(filled, schema=SCHEMA), file, compression="zstd")
+
+    length = max(len(rows), len(sources or ()))
+    for number, first in enumerate(range(0, length, ROWS_PER_SHARD)):
+        last = min(first + ROWS_PER_SHARD, length)
+        starts = range(first, last, size)
+        parts = (part(start, min(start + size, last)) for start in starts)
+        write_shard(directory, name, number, parts)
 
 
 def _label(raw: Raw, i: int) -> int | None:

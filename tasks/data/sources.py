@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import struct
 import zlib
@@ -14,10 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.base import Modality, SourceSpec
+from tasks.data.archives import unzipped
 from tasks.data.config import DEFAULT_PATH, DatasetConfig
 from tasks.errors import BadInput
 
 SPLITS = ("train", "validation", "test")
+MAX_IMAGES = 1_000_000  # in one file of MNIST's kind, of which MNIST has 60,000
+MAX_IDX = 16 + MAX_IMAGES * 28 * 28
+MAX_AMAT = MAX_IMAGES * (2 * 28 * 28 + 1)  # a digit and a space for every pixel
 
 
 @dataclass
@@ -115,15 +118,15 @@ def _idx_file(folder: Path, name: str) -> Path | None:
 def _read_idx(file: Path) -> NDArray[np.uint8]:
     """An IDX file of unsigned bytes, gzipped or not."""
     try:
-        content = file.read_bytes()
-        if file.suffix == ".gz":
-            content = gzip.decompress(content)
+        content = unzipped(file, MAX_IDX) if file.suffix == ".gz" else file.read_bytes()
         zeros, kind, rank = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
         body = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
         if zeros or kind != 8 or body.size != np.prod(shape):
             raise ValueError(f"not unsigned bytes of shape {shape}: {body.size} bytes follow")
         return body.reshape(shape)
+    except BadInput:
+        raise
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise BadInput(f"{file}: not a whole IDX file ({error})") from error
 
@@ -178,9 +181,7 @@ def binarized_mnist(config: DatasetConfig) -> Raw:
 def _read_amat(file: Path) -> NDArray[np.uint8]:
     """`[N, 28, 28]` of 0 and 1 from lines of 784 numbers with spaces between."""
     try:
-        content = file.read_bytes()
-        if file.suffix == ".gz":
-            content = gzip.decompress(content)
+        content = unzipped(file, MAX_AMAT) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{file}: cannot be read ({error})") from error
     digits = np.frombuffer(content.translate(None, b" \t\r\n"), np.uint8) - ord("0")

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tasks.training.checkpoint import save_tensors
+from tasks.training.checkpoint import save_tensors, writing
 
 Metrics = dict[str, Any]
 
@@ -121,8 +121,13 @@ def _steps(directory: Path, suffix: str) -> list[int]:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """`write` the file under a temporary name, and rename it; StorageFailed where that fails."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with writing(path.name, path.parent):
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -12,6 +12,8 @@ import logging
 import os
 import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,27 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 KEPT = 2
+
+
+class StorageFailed(RuntimeError):
+    """The disk did not take what training has to write; what is there already is whole."""
+
+
+@contextmanager
+def writing(what: str, directory: Path) -> Iterator[None]:
+    """Inside, a failed write becomes `StorageFailed`, which says what, where and how much is free.
+
+    safetensors and torch have errors of their own for what the system says.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        free = shutil.disk_usage(directory).free / 2**20
+        reason = " ".join(str(error).split())[:200]
+        raise StorageFailed(
+            f"{what} could not be written to {directory} ({reason}; {free:,.1f} MiB are free). "
+            "Nothing that was there is lost: make room, and the same command goes on"
+        ) from error
 
 
 class Checkpoints:
@@ -39,9 +62,17 @@ class Checkpoints:
         directory.mkdir(parents=True, exist_ok=True)
 
     def save(self, progress: dict[str, Any]) -> None:
-        """Write a checkpoint of the current state, then drop all but the newest two."""
-        final = self.directory / f"step-{progress['step']:08d}"
-        with _Replacing(final) as temporary:
+        """Write a checkpoint of the current state, then drop all but the newest two.
+
+        Raises:
+            StorageFailed: it could not be written; the former ones are as they were.
+        """
+        step = progress["step"]
+        final = self.directory / f"step-{step:08d}"
+        with (
+            writing(f"the checkpoint of step {step:,}", self.directory),
+            _Replacing(final) as temporary,
+        ):
             save_tensors(self.model.state_dict(), temporary / "model.safetensors")
             save_tensors(self.average.state_dict(), temporary / "average.safetensors")
             torch.save([o.state_dict() for o in self.optimizers], temporary / "optimizer.pt")

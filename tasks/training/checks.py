@@ -15,7 +15,9 @@ from tasks.training.validation import loss_unsuited
 def check(family: str, params: Params, manifest: dict[str, Any]) -> None:
     """Raises BadInput where `family` cannot be trained so on the data of this manifest."""
     try:
-        check_batch(manifest["counts"]["train"], params.train.batch_size, params.cluster.workers)
+        # an elastic group makes do with those that can share the batch
+        workers = params.cluster.most if params.cluster.fewest == params.cluster.most else 1
+        check_batch(manifest["counts"]["train"], params.train.batch_size, workers)
     except ValueError as error:
         raise BadInput(str(error)) from error
     data, select = DataSpec(**manifest["spec"]), params.train.select
@@ -38,6 +40,10 @@ def check(family: str, params: Params, manifest: dict[str, Any]) -> None:
         raise BadInput(
             f"train.budget: flops, but {family} is fitted, not descended: its work is not "
             "counted; use steps, images or minutes"
+        )
+    if params.train.data == "stream" and not model.phases():
+        raise BadInput(
+            f"train.data: stream, but {family} is fitted to all data at once; use auto or memory"
         )
     translates = "source" in FAMILIES[family].conditions and data.source and data.source.truth
     if select in ("psnr", "perceptual_distance") and not translates:

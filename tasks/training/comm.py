@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+START_S = 300  # until all have met
 
 
 class Comm:
@@ -14,6 +19,32 @@ class Comm:
         ready = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if ready else 0
         self.world = dist.get_world_size() if ready else 1
+
+    @classmethod
+    def sharing(cls, batch_size: int) -> Comm | None:
+        """The most workers that can share such a batch; None for one that is left over.
+
+        An elastic group has as many as there was room for, whether they divide the batch or not.
+        Those that do are made the process group: `models.nn` speaks to all of it.
+        """
+        comm = cls()
+        world = max(n for n in range(1, comm.world + 1) if batch_size % n == 0)
+        if world == comm.world:
+            return comm
+        timeout = timedelta(seconds=START_S)
+        address, backend = os.environ["MASTER_ADDR"], dist.get_backend()
+        port = 0
+        if comm.rank == 0:
+            store = dist.TCPStore(address, 0, world, True, timeout, wait_for_workers=False)
+            port = store.port
+        port = int(comm.first(port))
+        dist.destroy_process_group()
+        if comm.rank >= world:
+            return None
+        if comm.rank:
+            store = dist.TCPStore(address, port, world, False, timeout)
+        dist.init_process_group(backend, store=store, rank=comm.rank, world_size=world)
+        return cls()
 
     @classmethod
     def alone(cls) -> Comm:

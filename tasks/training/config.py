@@ -50,6 +50,10 @@ class TrainSection(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the processor has it
     ema_decay: float = Field(0.999, ge=0, lt=1)  # of the weights that are evaluated; 0: none
     compile: bool = False  # torch.compile the family's losses
+    # memory: the training images lie on the device; stream: they are read from disk again in every
+    # epoch, for more of them than memory holds; auto: stream where they take more than half of it.
+    # The result is the same
+    data: Literal["auto", "memory", "stream"] = "auto"
     log_every: Positive = 20  # steps
     validate_every: Positive = 250  # steps
     checkpoint_every: Positive = 250  # steps; what a kill can cost

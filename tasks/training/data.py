@@ -1,14 +1,22 @@
-"""Training data that lives on the device: integer levels, indexed there, no loader."""
+"""Training data that lives on the device: integer levels, indexed there, no loader.
+
+What is too large for that streams: `tasks.training.stream`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from models.base import Batch
 from tasks.training.comm import Comm
+from tasks.training.order import Order, place
+
+# the order of another domain's rows must not be that of the images: it would pair them again
+SOURCES = 0x5EED5EED
 
 
 def check_batch(images: int, batch_size: int, world: int) -> None:
@@ -35,6 +43,18 @@ def batch_on(batch: Batch, device: torch.device) -> Batch:
     return Batch(batch.x.to(device), *map(moved, batch[1:]))
 
 
+class Data(Protocol):
+    """What the loop asks of training data, wherever it lies."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, number: int, batch_size: int, seed: int, comm: Comm) -> Batch:
+        """This worker's rows of global batch `number`: shuffled epochs, the remainder left out."""
+
+    def whole(self) -> Batch:
+        """Every row at once, for families that are fitted rather than descended."""
+
+
 @dataclass
 class TrainData:
     """One split on one device.
@@ -46,6 +66,8 @@ class TrainData:
         text: uint8 bytes of the captions `[N, T]`, or None.
         aligned: False where the sources are another domain `[M, ...]`: their rows are drawn in
             an order of their own, so that no batch holds a pair but by chance.
+        orders: of the rows, and of the sources where they are another domain; None: the rows
+            are one block.
     """
 
     x: Tensor
@@ -53,9 +75,13 @@ class TrainData:
     source: Tensor | None = None
     text: Tensor | None = None
     aligned: bool = True
+    orders: tuple[Order, ...] | None = None
 
     def __post_init__(self) -> None:
-        self._epochs: dict[str, tuple[tuple[int, int], Tensor]] = {}
+        if self.orders is None:
+            others = () if self.source is None else (Order([len(self.source)], 1, SOURCES),)
+            self.orders = (Order([len(self.x)], 1), *others)
+        self._epochs: dict[Order, tuple[tuple[int, int], Tensor]] = {}
 
     def __len__(self) -> int:
         """Of the smaller domain, where there are two."""
@@ -63,14 +89,14 @@ class TrainData:
 
     def to(self, device: torch.device) -> TrainData:
         whole = Batch(self.x, self.label, self.source, self.text)
-        return TrainData(*batch_on(whole, device), self.aligned)
+        return TrainData(*batch_on(whole, device), self.aligned, self.orders)
 
     def batch(self, number: int, batch_size: int, seed: int, comm: Comm) -> Batch:
-        """This worker's rows of global batch `number`: shuffled epochs, the remainder left out."""
-        rows = self._rows("x", len(self.x), number, batch_size, seed, comm)
+        assert self.orders is not None
+        rows = self._rows(self.orders[0], number, batch_size, seed, comm)
         others = rows
         if self.source is not None and not self.aligned:
-            others = self._rows("source", len(self.source), number, batch_size, seed, comm)
+            others = self._rows(self.orders[1], number, batch_size, seed, comm)
         return Batch(
             self.x[rows],
             None if self.label is None else self.label[rows],
@@ -79,24 +105,12 @@ class TrainData:
         )
 
     def whole(self) -> Batch:
-        """Every row at once, for families that are fitted rather than descended."""
         return Batch(self.x, self.label, self.source if self.aligned else None, self.text)
 
-    def _rows(
-        self, what: str, size: int, number: int, batch_size: int, seed: int, comm: Comm
-    ) -> Tensor:
-        epoch, position = divmod(number, size // batch_size)
-        mine = batch_size // comm.world
-        start = position * batch_size + comm.rank * mine
-        return self._order(what, size, seed, epoch)[start : start + mine]
-
-    def _order(self, what: str, size: int, seed: int, epoch: int) -> Tensor:
-        known = self._epochs.get(what)
+    def _rows(self, order: Order, number: int, batch_size: int, seed: int, comm: Comm) -> Tensor:
+        epoch, start, count = place(order.rows, number, batch_size, comm)
+        known = self._epochs.get(order)
         if known is None or known[0] != (seed, epoch):
-            # the two domains must not be shuffled alike: that would pair them again (torch's
-            # generator looks at the lower 32 bits alone)
-            start = seed * 1_000_003 + epoch ^ (0x5EED5EED if what == "source" else 0)
-            generator = torch.Generator().manual_seed(start)
-            order = torch.randperm(size, generator=generator).to(self.x.device)
-            known = self._epochs[what] = (seed, epoch), order
-        return known[1]
+            rows = order.epoch(seed, epoch).rows().to(self.x.device)
+            known = self._epochs[order] = (seed, epoch), rows
+        return known[1][start : start + count]

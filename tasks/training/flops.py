@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.base import GenerativeModel, noise_shard
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
-from tasks.training.data import TrainData, batch_on
+from tasks.training.data import Data, batch_on
 from tasks.training.turns import fold_seed, make_turns
 
 ROWS = (2, 3, 4)
 
 
-def count_flops(model: GenerativeModel, data: TrainData, config: TrainConfig) -> dict[str, int]:
+def count_flops(model: GenerativeModel, data: Data, config: TrainConfig) -> dict[str, int]:
     """FLOPs of one run of each phase on a whole batch, by the phase's name.
 
     The same on every machine, whatever its devices and workers: the phases are run on the CPU,
@@ -43,9 +43,7 @@ def count_flops(model: GenerativeModel, data: TrainData, config: TrainConfig) ->
     return costs
 
 
-def _count(
-    model: GenerativeModel, data: TrainData, config: TrainConfig, rows: int
-) -> dict[str, int]:
+def _count(model: GenerativeModel, data: Data, config: TrainConfig, rows: int) -> dict[str, int]:
     device, alone, costs = model.device, Comm.alone(), {}
     devices = [device] if device.type == "cuda" else []
     with (

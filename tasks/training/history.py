@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tasks.training.checkpoint import writing
+
 HISTORY = "history.jsonl"
 VALIDATION = "validation/"  # what the names of a validation's numbers begin with
 
@@ -31,7 +33,10 @@ class Journal:
             write_history(self.path, kept)
 
     def __call__(self, record: Record) -> None:
-        with self.path.open("a") as file:
+        with (
+            writing(f"the record of step {record['step']:,}", self.path.parent),
+            self.path.open("a") as file,
+        ):
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -27,10 +27,14 @@ def launch(
     cluster: ClusterConfig,
     max_failures: int,
     poll: Callable[[], None],
-) -> None:
+) -> dict[str, Any]:
     """Run `work(spec)` on Ray Train workers until it ends; Ray must be connected.
 
-    Lost workers are replaced up to `max_failures` times and resume from the last checkpoint.
+    Returns what it returned on the first of them.
+
+    Lost workers are replaced up to `max_failures` times and resume from the last checkpoint. An
+    elastic group starts with as many as there is room for, goes on with those that are left, and
+    is started again with more, from the last checkpoint, at most a minute after there is room.
     `poll` is called about twice a second meanwhile. SIGTERM and SIGINT make the workers write
     a checkpoint and end.
 
@@ -53,7 +57,7 @@ def launch(
         train_loop_config={**spec, "threads": cluster.cpus_per_worker},
         torch_config=TorchConfig(backend="nccl" if resources["GPU"] else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=cluster.workers,  # a pair: elastic
             use_gpu=resources["GPU"] > 0,
             resources_per_worker={name: n for name, n in resources.items() if n},
         ),
@@ -67,15 +71,16 @@ def launch(
         ),
     )
     failure: list[BaseException] = []
+    outcome: list[dict[str, Any]] = []
 
     def fit() -> None:
         try:
-            trainer.fit()
+            outcome.append(trainer.fit().return_value)
         except BaseException as error:
             failure.append(error)
 
     thread = threading.Thread(target=fit, daemon=True, name="ray-train-fit")
-    with _Signals(directory / STOP) as signals:
+    with Signals(directory / STOP) as signals:
         thread.start()
         while thread.is_alive() and not signals.overdue():
             thread.join(0.5)
@@ -85,9 +90,10 @@ def launch(
         raise Interrupted(128 + signals.received)
     if failure:
         raise failure[0]
+    return outcome[0]
 
 
-class _Signals:
+class Signals:
     """Inside, SIGINT and SIGTERM leave a stop file for the workers instead of ending us."""
 
     def __init__(self, stop: Path) -> None:
@@ -95,7 +101,7 @@ class _Signals:
         self.received: int | None = None
         self.since = 0.0
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 

@@ -19,10 +19,10 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from models.base import GenerativeModel, noise_shard
-from tasks.training.checkpoint import Checkpoints
+from tasks.training.checkpoint import Checkpoints, StorageFailed
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
-from tasks.training.data import TrainData, check_batch
+from tasks.training.data import Data, check_batch
 from tasks.training.flops import count_flops
 from tasks.training.history import Record
 from tasks.training.optim import moving_average
@@ -65,7 +65,7 @@ class Outcome:
 
 def train(
     model: GenerativeModel,
-    data: TrainData,
+    data: Data,
     config: TrainConfig,
     directory: Path,
     *,
@@ -94,6 +94,7 @@ def train(
 
     Raises:
         NonFiniteLoss: names the step, and the phase or the validation.
+        StorageFailed: the disk took no checkpoint, candidate or record.
         ValidationFailed: the scorer did.
         ValueError: a batch that the workers cannot share, or that the data cannot fill; a budget
             of flops for what has none.
@@ -157,18 +158,18 @@ def train(
                 continue
             record, failure = flush(), None
             if comm.rank == 0:
-                on_record(record)
-                if due:
-                    selection.offer(averaged, progress.step)
-                if save:
-                    checkpoints.save(vars(progress))
-                    selection.candidates.prune(checkpoints.oldest())
                 try:
+                    on_record(record)
+                    if due:
+                        selection.offer(averaged, progress.step)
+                    if save:
+                        checkpoints.save(vars(progress))
+                        selection.candidates.prune(checkpoints.oldest())
                     selection.settle(WAITING, should_stop)
-                except (NonFiniteLoss, ValidationFailed) as error:
+                except (NonFiniteLoss, StorageFailed, ValidationFailed) as error:
                     failure = error
             if comm.first(float(failure is not None)):  # the others wait, here and for this
-                raise failure or NonFiniteLoss("the first worker's validation failed")
+                raise failure or NonFiniteLoss("the first worker could not go on")
         finished = done and selection.settle(0, should_stop)
     best_step, best_score = selection.best() or (None, None)
     memory = _peak_memory_mb(model.device)
@@ -180,7 +181,7 @@ def _step(
     losses: Any,
     turns: list[Turn],
     draws: int,
-    data: TrainData,
+    data: Data,
     config: TrainConfig,
     progress: Progress,
     comm: Comm,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,11 @@ class Validator:
         extractor: Extractor | None,
         config: TrainConfig,
         pictures: Path | None = None,
+        images: Iterable[NDArray[np.uint8]] | None = None,  # of the whole split, in parts
     ) -> None:
         self.split, self.extractor, self.config, self.pictures = split, extractor, config, pictures
         if extractor is not None:
-            self.real = extractor(split.x)
+            self.real = np.concatenate([extractor(part) for part in images or [split.x]])
             self.train = extractor(train[: config.validation_samples])
         self.floors: dict[int, float] = {}  # of the coverage, by the number of samples
 
@@ -60,9 +62,12 @@ class Validator:
         prepared, extractor = Path(spec["prepared"]), None
         if DataSpec(**spec["data"]).modality == "image":  # features are known of images
             extractor = classifier_features(Path(spec["classifier"]), device)
-        validation, train = (shards.read_split(prepared, s) for s in ("validation", "train"))
         config, pictures = TrainConfig(**spec["train"]), Path(spec["directory"]) / PICTURES
-        return cls(validation, train.x, extractor, config, pictures)
+        rows = max(config.validation_images, config.validation_samples, GRID)
+        validation = shards.read_split(prepared, "validation", rows)
+        train = shards.read_split(prepared, "train", config.validation_samples)
+        images = shards.each_image_block(prepared, "validation")
+        return cls(validation, train.x, extractor, config, pictures, images)
 
     def __call__(self, model: GenerativeModel, step: int) -> dict[str, Any]:
         torch.manual_seed(self.config.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,35 +11,42 @@ from typing import Any
 import torch
 
 from models import store
-from models.base import DataSpec
-from tasks.data import shards
+from tasks.errors import BadInput
 from tasks.training.background import Background
+from tasks.training.checkpoint import StorageFailed
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
-from tasks.training.data import TrainData
 from tasks.training.history import HISTORY, Journal
 from tasks.training.loop import train
+from tasks.training.memory import train_data
 from tasks.training.optim import resolve_precision, set_up_torch
 from tasks.training.selection import Inline, Scorer, ValidationFailed
+from tasks.training.stream import StreamData
 from tasks.training.turns import NonFiniteLoss, fold_seed
 from tasks.training.validation import Validator
 
-STOP, OUTCOME, CHECKPOINTS = "stop", "outcome.json", "checkpoints"
-FAILURES = {kind.__name__: kind for kind in (NonFiniteLoss, ValidationFailed)}
+STOP, CHECKPOINTS = "stop", "checkpoints"
+FAILURES = {
+    kind.__name__: kind for kind in (BadInput, NonFiniteLoss, StorageFailed, ValidationFailed)
+}
 
 
-def work(spec: dict[str, Any]) -> None:
-    """Train as `spec` says (see `tasks.train`), on one worker of the process group, if any."""
+def work(spec: dict[str, Any]) -> dict[str, Any]:
+    """Train as `spec` says (see `tasks.train`), on one worker of the process group, if any.
+
+    Returns how it went: the fields of `Outcome`, the hardware, and under `error` what ended the
+    training where another try would end alike. It goes through memory, for the disk may be full.
+    """
     set_up_torch(spec["threads"])
-    comm = Comm()
     device = _device()
     config = TrainConfig(**spec["train"])
+    comm = Comm.sharing(config.batch_size)
+    if comm is None:
+        return {}
     directory = Path(spec["directory"])
-    prepared = Path(spec["prepared"])
 
     torch.manual_seed(fold_seed(config.seed, "init"))
     model = store.build(spec["family"], spec["config"], spec["data"]).to(device)
-    data = train_data(prepared, model.data)
     assert config.validation != "auto", "the driver decides: it knows the cluster"
     scorer: Scorer | None = None
     if comm.rank == 0 and config.validation == "asynchronous":
@@ -52,9 +58,12 @@ def work(spec: dict[str, Any]) -> None:
     facts["precision"] = resolve_precision(config.precision, device)
     facts["parameters"] = size(model)
     try:
+        neighbours = spec.get("neighbours", comm.world)
+        data = train_data(Path(spec["prepared"]), model, config, comm, neighbours)
+        facts["data"] = "stream" if isinstance(data, StreamData) else "memory"
         outcome = train(
             model,
-            data.to(device),
+            data,
             config,
             directory / CHECKPOINTS,
             comm=comm,
@@ -66,8 +75,7 @@ def work(spec: dict[str, Any]) -> None:
         facts |= asdict(outcome)
     except tuple(FAILURES.values()) as error:  # told to the driver: another try would end alike
         facts["error"] = {"kind": type(error).__name__, "message": str(error)}
-    if comm.rank == 0:
-        (directory / OUTCOME).write_text(json.dumps(facts))
+    return facts
 
 
 def size(model: torch.nn.Module) -> int:
@@ -94,17 +102,6 @@ def _device() -> torch.device:
     from ray.train.torch import get_device
 
     return get_device()
-
-
-def train_data(prepared: Path, spec: DataSpec) -> TrainData:
-    """The train split as the loop takes it."""
-    split = shards.read_split(prepared, "train")
-    label, source, text = (
-        None if part is None else torch.from_numpy(part)
-        for part in (split.label, split.source, split.text)
-    )
-    aligned = spec.source is None or spec.source.aligned
-    return TrainData(torch.from_numpy(split.x), label, source, text, aligned)
 
 
 def _stop_file(path: Path, interval: float = 0.5) -> Callable[[], bool]:
