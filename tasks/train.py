@@ -113,10 +113,9 @@ def _export(work: Path, out: Path, spec: dict[str, Any], outcome: dict[str, Any]
 
 def _key(spec: dict[str, Any], data_sha256: str) -> str:
     """Identity of a training: its parameters, its data and the code that runs it."""
-    here = Path(__file__).parent
-    family_file = Path(models.__file__).parent / f"{spec['family']}.py"
+    here, families = Path(__file__).parent, Path(models.__file__).parent
     shared = ("base.py", "nn.py", "adversarial.py", "attention.py", "unet.py")
-    code = [family_file, *(family_file.with_name(n) for n in shared)]
+    code = [*sorted((families / spec["family"]).glob("*.py")), *(families / n for n in shared)]
     digest = hashlib.sha256(data_sha256.encode())
     judges = [here / "evaluation" / f"{n}.py" for n in JUDGES]
     for file in [*code, *judges, *sorted((here / "training").glob("*.py"))]:

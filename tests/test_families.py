@@ -248,9 +248,9 @@ def test_gradients_of_gradients_survive_compilation(penalised: str) -> None:
         compiled(tiny_batch(8, model.data), phase.name)["loss"].backward()
 
 
-def test_every_family_names_its_paper_and_has_its_file(family: str, root: Path) -> None:
+def test_every_family_names_its_paper_and_has_its_folder(family: str, root: Path) -> None:
     cls = FAMILIES[family]
-    text = (root / "models" / f"{family}.py").read_text()
+    text = (root / "models" / family / "__init__.py").read_text()
     assert cls.__module__ == f"models.{family}"
     assert cls.paper.split(",")[0].split(" ")[0] in text
     assert issubclass(cls, nn.Module)
