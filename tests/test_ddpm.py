@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.base import Batch, DataSpec
+from models.data import Batch, DataSpec
 from models.ddpm import DDPM, DDPMConfig, alpha_bars, discretised_gaussian_log_prob
 from models.unet import UNet
 from tests.conftest import TINY, tiny_images

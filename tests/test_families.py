@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from models import FAMILIES, store
-from models.base import Batch, GenerativeModel
+from models.base import GenerativeModel
+from models.data import Batch
 from tests.conftest import conditions, suited_data, tiny_batch, tiny_images, tiny_model
 
 ODD_SHAPES = [(3, 9, 13), (1, 4, 4)]  # a family may declare itself unsuited to these alone

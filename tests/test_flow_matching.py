@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models import flow_matching
-from models.base import Batch, DataSpec, noise_shard
+from models.data import Batch, DataSpec
 from models.flow_matching import (
     FlowMatching,
     FlowMatchingConfig,
@@ -19,6 +19,7 @@ from models.flow_matching import (
     hutchinson,
     transported,
 )
+from models.noise import noise_shard
 from tests.conftest import TINY
 
 POINTS = DataSpec(shape=(2,), levels=256, modality="points")

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from models.base import Batch, DataSpec
+from models.data import Batch, DataSpec
 from models.glow import Glow, GlowConfig, _ActNorm, _InvertibleConv
 from tests.conftest import tiny_images
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from models.base import Batch, DataSpec
+from models.data import Batch, DataSpec
 from models.vqvae import FLOOR, VQVAE, VQVAEConfig, perplexity, straight_through
 from tests.conftest import TINY, tiny_images
 

@@ -37,19 +37,10 @@ from models.adversarial import (
     generator_loss,
     initialise,
 )
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    GenerativeModel,
-    OptimizerConfig,
-    Phase,
-    Positive,
-    from_signed,
-    randn,
-    random_labels,
-    to_signed,
-)
+from models.base import GenerativeModel, Phase
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, from_signed, to_signed
+from models.noise import randn, random_labels
 
 
 class CGANConfig(Config):

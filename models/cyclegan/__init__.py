@@ -32,21 +32,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.adversarial import down, initialise
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    GenerativeModel,
-    OptimizerConfig,
-    Phase,
-    Positive,
-    from_signed,
-    noise_shard,
-    rand,
-    shard,
-    to_signed,
-)
+from models.base import GenerativeModel, Phase
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, from_signed, to_signed
 from models.nn import gather_batch, pyramid
+from models.noise import noise_shard, rand, shard
 
 SMALLEST = 5  # pixels a side that leave a discriminator at least one patch
 

@@ -27,16 +27,10 @@ from models.adversarial import (
     generator_loss,
     initialise,
 )
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    OptimizerConfig,
-    Phase,
-    Positive,
-    randn,
-    to_signed,
-)
+from models.base import Phase
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, to_signed
+from models.noise import randn
 
 
 class DCGANConfig(Config):

@@ -39,20 +39,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    Fraction,
-    GenerativeModel,
-    OptimizerConfig,
-    Positive,
-    from_signed,
-    rand,
-    randn,
-    random_labels,
-    to_signed,
-)
+from models.base import GenerativeModel
+from models.config import Config, Fraction, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, from_signed, to_signed
+from models.noise import rand, randn, random_labels
 from models.unet import UNet
 
 

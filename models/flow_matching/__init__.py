@@ -38,21 +38,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    Fraction,
-    GenerativeModel,
-    OptimizerConfig,
-    Positive,
-    dequantise,
-    from_unit,
-    rand,
-    randn,
-    shard,
-)
+from models.base import GenerativeModel
+from models.config import Config, Fraction, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, from_unit
 from models.nn import gather_batch
+from models.noise import dequantise, rand, randn, shard
 from models.unet import UNet, sinusoids
 
 

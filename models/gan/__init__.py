@@ -27,17 +27,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.adversarial import UnconditionalGAN, discriminator_loss, generator_loss
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    OptimizerConfig,
-    Phase,
-    Positive,
-    randn,
-    to_signed,
-)
+from models.base import Phase
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, to_signed
 from models.nn import Dropout
+from models.noise import randn
 
 
 class GANConfig(Config):

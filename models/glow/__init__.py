@@ -36,18 +36,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    GenerativeModel,
-    OptimizerConfig,
-    Positive,
-    dequantise,
-    from_unit,
-    randn,
-)
+from models.base import GenerativeModel
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, from_unit
 from models.nn import gather_batch
+from models.noise import dequantise, randn
 
 LEAST = 4.0  # bound on the size of a coupling's and of a split's log-scale
 

@@ -29,18 +29,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    GenerativeModel,
-    Phase,
-    Positive,
-    dequantise,
-    from_unit,
-    rand,
-    randn,
-)
+from models.base import GenerativeModel, Phase
+from models.config import Config, Positive
+from models.data import Batch, DataSpec, from_unit
+from models.noise import dequantise, rand, randn
 
 FULL = 256  # values in an example up to which `auto` takes full covariances
 

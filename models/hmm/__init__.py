@@ -28,7 +28,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.base import Batch, Config, DataSpec, GenerativeModel, Phase, Positive, rand
+from models.base import GenerativeModel, Phase
+from models.config import Config, Positive
+from models.data import Batch, DataSpec
+from models.noise import rand
 
 RING = 0.8  # share of the ring in the first transitions
 

@@ -23,7 +23,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.base import Batch, Config, DataSpec, GenerativeModel, Phase, rand
+from models.base import GenerativeModel, Phase
+from models.config import Config
+from models.data import Batch, DataSpec
+from models.noise import rand
 
 ROWS = 16_384  # counted at a time, so that memory does not grow with the split
 ENTRIES = 2**27  # of the tables: half a gigabyte

@@ -33,18 +33,11 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    GenerativeModel,
-    OptimizerConfig,
-    Positive,
-    rand,
-    random_labels,
-    to_signed,
-)
+from models.base import GenerativeModel
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, to_signed
 from models.nn import Dropout
+from models.noise import rand, random_labels
 
 
 def _odd(side: int) -> int:

@@ -35,17 +35,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    GenerativeModel,
-    OptimizerConfig,
-    Positive,
-    noise_shard,
-    rand,
-)
+from models.base import GenerativeModel
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec
 from models.nn import gather_batch
+from models.noise import noise_shard, rand
 
 _Noise = Callable[[torch.Size | tuple[int, ...], torch.device], Tensor]
 UNITS = 16_384  # visible units above which one Gibbs step costs more than it teaches

@@ -31,17 +31,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.adversarial import discriminator_loss, generator_loss
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    GenerativeModel,
-    OptimizerConfig,
-    Phase,
-    Positive,
-    from_signed,
-    to_signed,
-)
+from models.base import GenerativeModel, Phase
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, from_signed, to_signed
 from models.nn import BatchNorm2d, pyramid
 
 

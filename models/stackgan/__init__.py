@@ -46,20 +46,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.adversarial import down, generator_loss, initialise
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    GenerativeModel,
-    OptimizerConfig,
-    Phase,
-    Positive,
-    from_signed,
-    randn,
-    shard,
-    to_signed,
-)
+from models.base import GenerativeModel, Phase
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, from_signed, to_signed
 from models.nn import BatchNorm2d, gather_batch, pyramid
+from models.noise import randn, shard
 
 Size = tuple[int, int]
 

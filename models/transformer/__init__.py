@@ -35,15 +35,10 @@ from pydantic import Field
 from torch import Tensor
 
 from models.attention import Decoder, Stop
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    GenerativeModel,
-    OptimizerConfig,
-    Positive,
-    random_labels,
-)
+from models.base import GenerativeModel
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec
+from models.noise import random_labels
 
 VOCABULARY = 4096  # the largest that a patch may make
 AUTOMATIC = 256  # and the largest that `auto` makes

@@ -31,21 +31,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    GenerativeModel,
-    OptimizerConfig,
-    Positive,
-    from_signed,
-    log_mean_exp,
-    noise_shard,
-    rand,
-    randn,
-    to_signed,
-)
-from models.nn import Dropout, Upsample, discretised_logistic_log_prob, pyramid
+from models.base import GenerativeModel
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, from_signed, to_signed
+from models.nn import Dropout, Upsample, discretised_logistic_log_prob, log_mean_exp, pyramid
+from models.noise import noise_shard, rand, randn
 
 AT_ONCE = 512  # decodings per chunk of `log_prob`: they still fit a processor's cache
 

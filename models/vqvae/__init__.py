@@ -37,20 +37,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.attention import Decoder
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    GenerativeModel,
-    OptimizerConfig,
-    Phase,
-    Positive,
-    from_signed,
-    log_mean_exp,
-    random_labels,
-    to_signed,
-)
-from models.nn import Upsample, discretised_logistic_log_prob, gather_batch, pyramid
+from models.base import GenerativeModel, Phase
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, from_signed, to_signed
+from models.nn import Upsample, discretised_logistic_log_prob, gather_batch, log_mean_exp, pyramid
+from models.noise import random_labels
 
 DEAD = 0.05  # a code is dead when it is used less than this part of an even share
 FLOOR = 1e-4  # of a count: a code that is never used must not end at 0 / 0

@@ -26,17 +26,10 @@ from pydantic import Field
 from torch import Tensor
 
 from models.adversarial import ConvDiscriminator, ConvGenerator, UnconditionalGAN, initialise
-from models.base import (
-    Batch,
-    Config,
-    DataSpec,
-    OptimizerConfig,
-    Phase,
-    Positive,
-    rand,
-    randn,
-    to_signed,
-)
+from models.base import Phase
+from models.config import Config, OptimizerConfig, Positive
+from models.data import Batch, DataSpec, to_signed
+from models.noise import rand, randn
 
 
 class WGANGPConfig(Config):
