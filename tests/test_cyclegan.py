@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models import store
-from models.cyclegan import CycleGAN, CycleGANConfig, ImagePool
+from models.cyclegan import CycleGAN, CycleGANConfig
+from models.cyclegan.pool import ImagePool
 from models.data import Batch, DataSpec, SourceSpec, to_signed
 from tasks.training.config import Budget, TrainConfig
 from tasks.training.data import TrainData

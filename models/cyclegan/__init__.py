@@ -24,19 +24,17 @@ the learning rate does not decay, weights are averaged instead.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.adversarial import down, initialise
+from models.adversarial import initialise
 from models.base import GenerativeModel, Phase
 from models.config import Config, OptimizerConfig, Positive
+from models.cyclegan.networks import PatchDiscriminator, ResNetGenerator
+from models.cyclegan.pool import ImagePool
 from models.data import Batch, DataSpec, from_signed, to_signed
-from models.nn import gather_batch, pyramid
-from models.noise import noise_shard, rand, shard
 
 SMALLEST = 5  # pixels a side that leave a discriminator at least one patch
 
@@ -51,113 +49,6 @@ class CycleGANConfig(Config):
     pool: int = Field(50, ge=0)  # fakes of earlier steps kept for each discriminator; 0: none
     generator_optimizer: OptimizerConfig = OptimizerConfig(lr=2e-4, betas=(0.5, 0.999))
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(lr=2e-4, betas=(0.5, 0.999))
-
-
-class ImagePool(nn.Module):
-    """The history of fakes that a discriminator is shown (Shrivastava et al. 2017).
-
-    One image after the other, of the batch of all workers: while the pool is not full, the
-    image joins it and is shown; then, by a fair coin, the image is shown, or an old one is
-    shown and the image takes its place. The pool is the same on all workers.
-    """
-
-    images: Tensor
-    count: Tensor
-
-    def __init__(self, size: int, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.register_buffer("images", torch.zeros(size, *shape))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, fakes: Tensor) -> Tensor:
-        """This worker's fakes `[B, *shape]` to what it is to show, `[B, *shape]`."""
-        size, (rank, world) = len(self.images), shard()
-        if size == 0:
-            return fakes
-        arrived = gather_batch(fakes.float()) if world > 1 else fakes.detach().float()
-        with noise_shard(0, 1):  # every worker draws for everybody's images
-            draws = rand((len(arrived), 2), fakes.device).tolist()
-        everything = torch.cat([self.images, arrived])
-        kept, shown, count = list(range(size)), [], int(self.count)
-        for row, (coin, place) in enumerate(draws, size):
-            if count < size:
-                kept[count] = row
-                count += 1
-                shown.append(row)
-            elif coin < 0.5:
-                old = int(place * size)
-                shown.append(kept[old])
-                kept[old] = row
-            else:
-                shown.append(row)
-        self.images.copy_(everything[kept])
-        self.count.fill_(count)
-        return everything[shown[rank * len(fakes) : (rank + 1) * len(fakes)]]
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.ReflectionPad2d(1),
-            nn.Conv2d(width, width, 3, bias=False),
-            nn.InstanceNorm2d(width),
-            nn.ReLU(),
-            nn.ReflectionPad2d(1),
-            nn.Conv2d(width, width, 3, bias=False),
-            nn.InstanceNorm2d(width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
-
-
-class ResNetGenerator(nn.Sequential):
-    """`[B, inputs, *size] -> [B, outputs, *size]` in [-1, 1]."""
-
-    def __init__(
-        self, inputs: int, outputs: int, size: tuple[int, int], width: int, blocks: int
-    ) -> None:
-        sizes = pyramid(size)[:3]
-        layers: list[nn.Module] = [
-            nn.ReflectionPad2d(3),
-            nn.Conv2d(inputs, width, 7, bias=False),
-            nn.InstanceNorm2d(width),
-            nn.ReLU(),
-        ]
-        for i in range(len(sizes) - 1):
-            outs = width * 2 ** (i + 1)
-            conv = nn.Conv2d(outs // 2, outs, 3, stride=2, padding=1, bias=False)
-            layers += [conv, nn.InstanceNorm2d(outs), nn.ReLU()]
-        inner = width * 2 ** (len(sizes) - 1)
-        layers += [ResidualBlock(inner) for _ in range(blocks)]
-        for small, large in pairwise(reversed(sizes)):
-            extra = (large[0] - 2 * small[0] + 1, large[1] - 2 * small[1] + 1)
-            up = nn.ConvTranspose2d(
-                inner, inner // 2, 3, stride=2, padding=1, output_padding=extra, bias=False
-            )
-            inner //= 2
-            layers += [up, nn.InstanceNorm2d(inner), nn.ReLU()]
-        super().__init__(*layers, nn.ReflectionPad2d(3), nn.Conv2d(inner, outputs, 7), nn.Tanh())
-
-
-class PatchDiscriminator(nn.Sequential):
-    """`[B, inputs, *size] -> [B, 1, h, w]`, a number for each patch."""
-
-    def __init__(self, inputs: int, size: tuple[int, int], width: int, halvings: int) -> None:
-        sizes = pyramid(size, smallest=3)[:-1][:halvings]
-        layers: list[nn.Module] = [down(inputs, width, sizes[0]), nn.LeakyReLU(0.2)]
-        for i, side in enumerate(sizes[1:], 1):
-            conv = down(width * 2 ** (i - 1), width * 2**i, side, bias=False)
-            layers += [conv, nn.InstanceNorm2d(width * 2**i), nn.LeakyReLU(0.2)]
-        inner = width * 2 ** len(sizes)
-        super().__init__(
-            *layers,
-            nn.Conv2d(inner // 2, inner, 4, padding=1, bias=False),
-            nn.InstanceNorm2d(inner),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(inner, 1, 4, padding=1),
-        )
 
 
 class CycleGAN(GenerativeModel):

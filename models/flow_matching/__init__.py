@@ -41,9 +41,11 @@ from torch import Tensor, nn
 from models.base import GenerativeModel
 from models.config import Config, Fraction, OptimizerConfig, Positive
 from models.data import Batch, DataSpec, from_unit
+from models.flow_matching.divergence import exact_trace, hutchinson
+from models.flow_matching.networks import Perceptron
 from models.nn import gather_batch
 from models.noise import dequantise, rand, randn, shard
-from models.unet import UNet, sinusoids
+from models.unet import UNet
 
 
 class FlowMatchingConfig(Config):
@@ -78,7 +80,7 @@ class FlowMatching(GenerativeModel):
         self.most_draws = None if data.modality == "points" else config.likelihood_draws
         self.net: nn.Module
         if data.modality == "points":
-            self.net = _Perceptron(data.dimensions, config.hidden, config.layers)
+            self.net = Perceptron(data.dimensions, config.hidden, config.layers)
         else:
             self.net = UNet(
                 data.shape,
@@ -218,22 +220,6 @@ class FlowMatching(GenerativeModel):
         return from_unit((y.float() + 1) / 2, self.data.levels)
 
 
-class _Perceptron(nn.Module):
-    """`[B, inputs]` and times `[B]` to `[B, inputs]`; the last layer starts at zero."""
-
-    def __init__(self, inputs: int, hidden: int, layers: int, features: int = 32) -> None:
-        super().__init__()
-        self.features = features
-        widths = [inputs + features] + [hidden] * layers
-        body = [m for a, b in pairwise(widths) for m in (nn.Linear(a, b), nn.SiLU())]
-        self.body = nn.Sequential(*body, nn.Linear(hidden, inputs))
-        nn.init.zeros_(self.body[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.body[-1].bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.body(torch.cat([x, sinusoids(t, self.features).to(x.dtype)], 1))
-
-
 def transported(start: Tensor, end: Tensor) -> Tensor:
     """The noise for each row of `end`: what an exact assignment of the whole batch gives it.
 
@@ -249,19 +235,3 @@ def transported(start: Tensor, end: Tensor) -> Tensor:
         mine = torch.from_numpy(chosen).to(start.device)
         mine = mine[rank * len(start) : (rank + 1) * len(start)] if world > 1 else mine
         return sources[mine]
-
-
-def exact_trace(v: Tensor, x: Tensor) -> Tensor:
-    """div v, `[B]`, by one backward pass per dimension; rows must not depend on each other."""
-    flat = v.flatten(1)
-    total = torch.zeros_like(flat[:, 0])
-    for i in range(flat.shape[1]):
-        (row,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)
-        total = total + row.flatten(1)[:, i]
-    return total.detach()
-
-
-def hutchinson(v: Tensor, x: Tensor, probe: Tensor) -> Tensor:
-    """probe . (dv/dx) probe, `[B]`: unbiased for div v, whose probes have identity covariance."""
-    (product,) = torch.autograd.grad(v, x, probe)
-    return (product * probe).flatten(1).sum(1).detach()

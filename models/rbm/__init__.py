@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +39,8 @@ from models.config import Config, OptimizerConfig, Positive
 from models.data import Batch, DataSpec
 from models.nn import gather_batch
 from models.noise import noise_shard, rand
+from models.rbm.units import Noise, at, bernoulli, categorical
 
-_Noise = Callable[[torch.Size | tuple[int, ...], torch.device], Tensor]
 UNITS = 16_384  # visible units above which one Gibbs step costs more than it teaches
 
 
@@ -111,7 +110,7 @@ class RBM(GenerativeModel):
 
     def free_energy(self, v: Tensor) -> Tensor:
         """F(v) in nats, `[B]`, of levels `[B, D]`."""
-        return -_at(self._table(self.visible_bias), v) - F.softplus(self._hidden(v)).sum(1)
+        return -at(self._table(self.visible_bias), v) - F.softplus(self._hidden(v)).sum(1)
 
     def base_rates(self) -> Tensor:
         """Log-frequencies of the levels in the data seen, smoothed, `[D, levels]`."""
@@ -129,8 +128,8 @@ class RBM(GenerativeModel):
                 self._count(everyone)
                 fantasy = self.chain.long()
                 for _ in range(self.config.gibbs_steps):
-                    h = _bernoulli(self._hidden(fantasy), rand)
-                    fantasy = _categorical(self._visible(h), rand)
+                    h = bernoulli(self._hidden(fantasy), rand)
+                    fantasy = categorical(self._visible(h), rand)
             self.chain.copy_(fantasy)
         with torch.autocast(v.device.type, enabled=False):  # a small difference of large numbers
             gap = self.free_energy(v).mean() - self.free_energy(fantasy).mean()
@@ -144,7 +143,7 @@ class RBM(GenerativeModel):
             rates = self.base_rates()
             binary = self.data.levels == 2
             self.visible_bias.copy_(rates[:, 1] - rates[:, 0] if binary else rates.flatten())
-            self.chain.copy_(_categorical(rates.expand(len(self.chain), -1, -1), rand))
+            self.chain.copy_(categorical(rates.expand(len(self.chain), -1, -1), rand))
 
     def _pseudo_nats(self, v: Tensor) -> Tensor:
         """-D log p(v_i | the others), i random in each example, nats: the mean over the batch."""
@@ -191,14 +190,14 @@ class RBM(GenerativeModel):
             return torch.rand(shape, generator=generator, device=device)
 
         rates, bias = self.base_rates(), self._table(self.visible_bias)
-        v = _categorical(rates.expand(self.config.ais_chains, -1, -1), noise)
+        v = categorical(rates.expand(self.config.ais_chains, -1, -1), noise)
         log_weight = torch.zeros(len(v), dtype=torch.float64, device=self.device)
         steps = self.config.ais_steps
         for step in range(1, steps + 1):
             before, beta = (step - 1) / steps, step / steps
             odds = self._hidden(v)
             gain = F.softplus(beta * odds).sum(1) - F.softplus(before * odds).sum(1)
-            log_weight += (gain + (_at(bias, v) - _at(rates, v)) / steps).double()
+            log_weight += (gain + (at(bias, v) - at(rates, v)) / steps).double()
             if step < steps:
                 v = self._gibbs(v, beta, rates, noise)
         weight = (log_weight - log_weight.max()).exp()
@@ -207,12 +206,12 @@ class RBM(GenerativeModel):
         return float(log_z), float(error)
 
     def _gibbs(
-        self, v: Tensor, beta: float, rates: Tensor, noise: _Noise, temperature: float = 1.0
+        self, v: Tensor, beta: float, rates: Tensor, noise: Noise, temperature: float = 1.0
     ) -> Tensor:
         """Hidden given visible, visible given hidden, at the inverse temperature `beta`."""
-        h = _bernoulli(beta * self._hidden(v), noise, temperature)
+        h = bernoulli(beta * self._hidden(v), noise, temperature)
         odds = (1 - beta) * rates + beta * self._visible(h)
-        return _categorical(odds, noise, temperature)
+        return categorical(odds, noise, temperature)
 
     # -- samples --------------------------------------------------------------------------------
 
@@ -232,7 +231,7 @@ class RBM(GenerativeModel):
         if z is not None:
             raise ValueError("an RBM's latents are binary and drawn by its Gibbs chains")
         rates = self.base_rates()
-        v = _categorical(rates.expand(n, -1, -1), rand, temperature)
+        v = categorical(rates.expand(n, -1, -1), rand, temperature)
         for step in range(gibbs_steps):
             v = self._gibbs(v, min(1.0, 2 * (step + 1) / gibbs_steps), rates, rand, temperature)
         return v.view(n, *self.data.shape).to(torch.uint8)
@@ -246,23 +245,3 @@ class RBM(GenerativeModel):
 
 def _units(data: DataSpec) -> int:
     return data.dimensions * (1 if data.levels == 2 else data.levels)
-
-
-def _at(table: Tensor, v: Tensor) -> Tensor:
-    """Sum over the values of what `table` `[D, levels]` has at the levels `v` `[B, D]`: `[B]`."""
-    return table.gather(1, v.long().T).sum(0)
-
-
-def _bernoulli(log_odds: Tensor, noise: _Noise, temperature: float = 1.0) -> Tensor:
-    if temperature == 0:
-        return (log_odds > 0).to(log_odds.dtype)
-    drawn = noise(log_odds.shape, log_odds.device)
-    return (drawn < (log_odds.float() / temperature).sigmoid()).to(log_odds.dtype)
-
-
-def _categorical(log_odds: Tensor, noise: _Noise, temperature: float = 1.0) -> Tensor:
-    """Levels `[B, D]` from log-odds `[B, D, levels]`."""
-    if temperature == 0:
-        return log_odds.argmax(2)
-    steps = (log_odds / temperature).softmax(2).cumsum(2)[..., :-1]
-    return (steps <= noise(log_odds.shape[:2], log_odds.device)[..., None]).sum(2)
