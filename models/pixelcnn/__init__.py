@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from models.base import GenerativeModel
 from models.config import Config, OptimizerConfig, Positive
 from models.data import Batch, DataSpec, to_signed
-from models.nn import Dropout
 from models.noise import rand, random_labels
+from models.pixelcnn.cache import Cache
+from models.pixelcnn.layers import Layer, Masked, colours, gated
 
 
 def _odd(side: int) -> int:
@@ -60,74 +61,6 @@ class PixelCNNConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3, clip_grad_norm=1.0)
 
 
-class _Masked(nn.Conv2d):
-    """Convolution whose last tap, the pixel itself, is masked by colour; no padding."""
-
-    mask: Tensor | None
-    bias: Tensor  # always there
-
-    def __init__(
-        self, inputs: Tensor, outputs: Tensor, kernel: tuple[int, int] = (1, 1), *, a: bool = False
-    ) -> None:
-        """`inputs`, `outputs`: the colour of each map; `a`: not even the map's own colour."""
-        super().__init__(len(inputs), len(outputs), kernel)
-        mask = torch.ones_like(self.weight)
-        own = outputs[:, None] > inputs if a else outputs[:, None] >= inputs
-        mask[:, :, -1, -1] = own.float()
-        self.register_buffer("mask", None if mask.all() else mask, persistent=False)
-
-    @property
-    def masked(self) -> Tensor:
-        return self.weight if self.mask is None else self.weight * self.mask
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.masked, self.bias)
-
-
-class _Layer(nn.Module):
-    """One layer of both stacks. Convolutions do not pad: `padding` says what they need."""
-
-    def __init__(self, config: PixelCNNConfig, data: DataSpec, *, first: bool) -> None:
-        super().__init__()
-        channels, p = data.shape[0], config.width
-        half = (config.first_kernel if first else config.kernel) // 2
-        into = torch.arange(channels) if first else _colours(p, channels)
-        maps, gates = _colours(p, channels), _colours(p, channels).repeat(2)
-        rows = half if first else half + 1
-        # left, right, above, below; the first layer's window ends a row above the pixel
-        self.padding = (half, half, half, -1 if first else 0)
-        self.first = first
-        self.vertical = nn.Conv2d(len(into), 2 * p, (rows, 2 * half + 1))
-        self.horizontal = _Masked(into, gates, (1, half + 1), a=first)
-        self.link = nn.Conv2d(2 * p, 2 * p, 1, bias=False)
-        self.dropout = Dropout(config.dropout)
-        self.out = _Masked(maps, maps)
-        # a gate passes a third of the spread: with no residual, the vertical stack would fade
-        for conv, gain in ((self.vertical, 1.0 if first else 2.5), (self.horizontal, 1.0)):
-            nn.init.normal_(conv.weight, std=gain * conv.weight[0].numel() ** -0.5)
-        self.condition: nn.Embedding | None = None
-        if config.class_conditional:
-            self.condition = nn.Embedding(len(data.classes), 4 * p)
-            nn.init.normal_(self.condition.weight, std=0.1)
-
-    def biases(self, label: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
-        """V h of the vertical and of the horizontal stack, each `[B, 2p, 1, 1]`, or 0."""
-        if self.condition is None:
-            return 0.0, 0.0
-        return self.condition(label)[..., None, None].chunk(2, 1)
-
-    def forward(self, v: Tensor, h: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Both stacks `[B, p, H, W]` (the first layer: the image) to the vertical one's maps
-        before the gate `[B, 2p, H, W]` and the horizontal stack `[B, p, H, W]`."""
-        above, beside = self.biases(label)
-        # on CPU in bfloat16 the fastest layout by far; what follows inherits it
-        v = self.vertical(F.pad(v, self.padding)).contiguous(memory_format=torch.channels_last)
-        v = v + above if self.condition else v
-        new = self.link(v) + self.horizontal(F.pad(h, (self.padding[0], 0, 0, 0)))
-        new = self.out(self.dropout(_gate(new + beside if self.condition else new)))
-        return v, new if self.first else h + new
-
-
 class PixelCNN(GenerativeModel):
     """Gated PixelCNN over levels of any number, of one colour or several."""
 
@@ -146,12 +79,22 @@ class PixelCNN(GenerativeModel):
             self.conditions = frozenset({"label"})
         if min(config.width, config.hidden) < channels:
             raise ValueError(f"width and hidden must be at least {channels}: a map for each colour")
+        classes = len(data.classes) if config.class_conditional else 0
+        kernels = [config.first_kernel, *[config.kernel] * (config.layers - 1)]
         self.layers = nn.ModuleList(
-            _Layer(config, data, first=i == 0) for i in range(config.layers)
+            Layer(
+                channels,
+                config.width,
+                kernel,
+                classes=classes,
+                dropout=config.dropout,
+                first=i == 0,
+            )
+            for i, kernel in enumerate(kernels)
         )
-        maps, hidden = (_colours(k, channels) for k in (config.width, config.hidden))
-        self.hidden = _Masked(maps, hidden)
-        self.output = _Masked(hidden, _colours(channels * data.levels, channels))
+        maps, hidden = (colours(k, channels) for k in (config.width, config.hidden))
+        self.hidden = Masked(maps, hidden)
+        self.output = Masked(hidden, colours(channels * data.levels, channels))
 
     def logits(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Of each value given those before it, `[B, H, W, C, levels]`, from levels or, already
@@ -159,7 +102,7 @@ class PixelCNN(GenerativeModel):
         v = x if x.is_floating_point() else to_signed(x, self.data.levels)
         h = v = v.to(self.hidden.weight.dtype)
         for layer in self.layers:
-            v, h = layer(v if layer.first else _gate(v), h, label)
+            v, h = layer(v if layer.first else gated(v), h, label)
         h = self.output(F.relu(self.hidden(F.relu(h))))
         return h.permute(0, 2, 3, 1).unflatten(3, (self.data.shape[0], self.data.levels))
 
@@ -214,7 +157,9 @@ class PixelCNN(GenerativeModel):
             label = random_labels(n, self.data, self.device)
         uniform = rand((n, height, width, channels), self.device).permute(1, 2, 3, 0).contiguous()
         x = torch.zeros(n, channels, height, width, dtype=torch.uint8, device=self.device)
-        cache = _Cache(self, n, label) if cached else None
+        cache = (
+            Cache(self.layers, self.hidden, self.output, self.data, n, label) if cached else None
+        )
         for row in range(height):
             if cache is not None:
                 cache.start_row(row)
@@ -231,103 +176,9 @@ class PixelCNN(GenerativeModel):
         return x
 
 
-class _Cache:
-    """The maps of both stacks for `n` images in the making.
-
-    Of the vertical stack all rows so far, padded as its convolutions want; of the horizontal
-    stack the row in work, padded on the left. Matrices, buffers and the views of each column
-    are made once: a layer of a pixel then costs five small operations, not one of them a copy.
-    """
-
-    def __init__(self, model: PixelCNN, n: int, label: Tensor | None) -> None:
-        _, height, width = model.data.shape
-        p, like, self.levels = model.config.width, model.hidden.weight, model.data.levels
-        self.layers: list[_Layer] = list(model.layers)  # type: ignore[arg-type]
-        self.biases = [layer.biases(label) for layer in self.layers]
-        self.above, beside = [], []
-        for layer in self.layers:
-            left, right, top, _ = layer.padding
-            maps = layer.vertical.in_channels
-            self.above.append(like.new_zeros(n, maps, top + height, left + width + right))
-            beside.append(like.new_zeros(n, left + width, maps))
-        self.image = beside[0]
-        self.top = like.new_empty(n, p)  # the horizontal stack's last maps, of one pixel
-        self.links = like.new_empty(len(self.layers), width, n, 2 * p)  # of the row in work
-        self.both, self.gated = like.new_empty(n, 2 * p), like.new_ones(n, p + 1)
-        self.halves = (*self.both.chunk(2, 1), self.gated[:, :p])
-        nothing = like.new_zeros(n, p)
-        # of each column, of each layer: the window, its matrix, the link, the residual, the 1x1
-        # matrix (its bias the last row, for the 1 that ends `gated`), and the result's place
-        self.steps: list[list[tuple[Tensor, ...]]] = [[] for _ in range(width)]
-        for i, layer in enumerate(self.layers):
-            before, last = layer.padding[0], i + 1 == len(self.layers)
-            wide, out = _matrix(layer.horizontal), _matrix(layer.out, with_bias=True)
-            ahead = 0 if last else self.layers[i + 1].padding[0]
-            for j, steps in enumerate(self.steps):
-                window = beside[i][:, j : j + before + 1].view(n, -1)
-                residual = nothing if layer.first else beside[i][:, j + before]
-                place = self.top if last else beside[i + 1][:, j + ahead]
-                steps.append((window, wide, self.links[i, j], residual, out, place))
-        self.hidden = model.hidden.bias, _matrix(model.hidden)
-        self.output = model.output.bias, _matrix(model.output)
-
-    def start_row(self, row: int) -> None:
-        """The vertical stack of this row, which the rows above decide, and its links."""
-        width = self.links.shape[1]
-        for i, (layer, (above, beside)) in enumerate(zip(self.layers, self.biases, strict=True)):
-            window = self.above[i][:, :, row : row + layer.vertical.kernel_size[0]]
-            v = layer.vertical(window) + above
-            link = layer.link(v) + beside + layer.horizontal.bias[:, None, None]
-            self.links[i] = link[:, :, 0].permute(2, 0, 1)
-            if i + 1 < len(self.layers):
-                left, _, top, _ = self.layers[i + 1].padding
-                self.above[i + 1][:, :, row + top, left : left + width] = _gate(v)[:, :, 0]
-
-    def logits(self, column: int, channel: int) -> Tensor:
-        """Of the next value, `[n, levels]`."""
-        value, gate, product = self.halves
-        for window, wide, link, residual, out, place in self.steps[column]:
-            torch.addmm(link, window, wide, out=self.both)
-            torch.tanh(value, out=value)
-            torch.sigmoid(gate, out=gate)
-            torch.mul(value, gate, out=product)
-            torch.addmm(residual, self.gated, out, out=place)
-        bias, weight = self.hidden
-        maps = torch.addmm(bias, self.top.relu(), weight).relu_()
-        mine = slice(channel * self.levels, (channel + 1) * self.levels)
-        bias, weight = self.output
-        return torch.addmm(bias[mine], maps, weight[:, mine])
-
-    def put(self, row: int, column: int, channel: int, level: Tensor) -> None:
-        """The value that was drawn, `[n]`."""
-        left, _, top, _ = self.layers[0].padding
-        value = to_signed(level, self.levels)
-        self.image[:, left + column, channel] = value
-        self.above[0][:, channel, top + row, left + column] = value
-
-
-def _matrix(conv: _Masked, *, with_bias: bool = False) -> Tensor:
-    """Masked weights for pixels laid out one after the other, `[in, out]`; bias as a last row."""
-    weight = conv.masked[:, :, 0].permute(2, 1, 0).flatten(0, 1)
-    return torch.cat([weight, conv.bias[None]]) if with_bias else weight.contiguous()
-
-
 def _pick(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     """Levels `[n]` of logits `[n, levels]`: where the cumulated probability passes `uniform`."""
     if temperature == 0:
         return logits.argmax(1)
     total = torch.softmax(logits / temperature, 1).cumsum(1)
     return (uniform[:, None] >= total[:, :-1]).sum(1)
-
-
-def _gate(x: Tensor) -> Tensor:
-    """tanh of the first half of the maps times sigmoid of the second."""
-    value, gate = x.chunk(2, 1)
-    # torch's sigmoid of such a strided half takes six times as long as of a copy
-    gate = gate.contiguous(memory_format=torch.channels_last)
-    return torch.tanh(value) * torch.sigmoid(gate)
-
-
-def _colours(maps: int, channels: int) -> Tensor:
-    """The colour of each of `maps` feature maps, in order: `[maps]`."""
-    return torch.arange(maps) * channels // maps

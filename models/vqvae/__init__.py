@@ -34,14 +34,15 @@ import math
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.attention import Decoder
 from models.base import GenerativeModel, Phase
 from models.config import Config, OptimizerConfig, Positive
-from models.data import Batch, DataSpec, from_signed, to_signed
-from models.nn import Upsample, discretised_logistic_log_prob, gather_batch, log_mean_exp, pyramid
+from models.data import Batch, DataSpec, to_signed
+from models.nn import gather_batch, log_mean_exp, pyramid
 from models.noise import random_labels
+from models.vqvae.networks import autoencoder
 
 DEAD = 0.05  # a code is dead when it is used less than this part of an even share
 FLOOR = 1e-4  # of a count: a code that is never used must not end at 0 / 0
@@ -66,18 +67,6 @@ class VQVAEConfig(Config):
     prior_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
 
 
-class _Residual(nn.Module):
-    """The paper's block, ReLU, 3x3, ReLU, 1x1: `[B, width, h, w]` to the same."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        inner = nn.Conv2d(width, width, 3, padding=1)
-        self.body = nn.Sequential(nn.ReLU(), inner, nn.ReLU(), nn.Conv2d(width, width, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
-
-
 class VQVAE(GenerativeModel):
     """Autoencoder with a discrete bottleneck, and a prior over its codes."""
 
@@ -96,28 +85,16 @@ class VQVAE(GenerativeModel):
             if not data.classes:
                 raise ValueError("class_conditional: true needs classes, and the data has none")
             self.conditions = frozenset({"label"})
-        channels, height, width = data.shape
+        _, height, width = data.shape
         sizes = pyramid((height, width))[: config.halvings + 1]
         self.grid = sizes[-1]
-        wide = config.width
-        outs = 1 if data.levels == 2 else 3 * config.mixture  # for each channel
-        encoder: list[nn.Module] = [nn.Conv2d(channels, wide, 3, padding=1)]
-        decoder: list[nn.Module] = []
-        for size in sizes[:-1]:
-            encoder += [nn.ReLU(), nn.Conv2d(wide, wide, 3, stride=2, padding=1)]
-            decoder = [nn.ReLU(), Upsample(wide, wide, size), *decoder]
-        self.encoder = nn.Sequential(
-            *encoder,
-            *(_Residual(wide) for _ in range(config.residual_blocks)),
-            nn.ReLU(),
-            nn.Conv2d(wide, config.code_dim, 1),
-        )
-        self.decoder = nn.Sequential(
-            nn.Conv2d(config.code_dim, wide, 3, padding=1),
-            *(_Residual(wide) for _ in range(config.residual_blocks)),
-            *decoder,
-            nn.ReLU(),
-            nn.Conv2d(wide, channels * outs, 3, padding=1),
+        self.encoder, self.decoder = autoencoder(
+            data,
+            sizes,
+            width=config.width,
+            blocks=config.residual_blocks,
+            code_dim=config.code_dim,
+            mixture=config.mixture,
         )
         self.prior = Decoder(
             config.codes,
@@ -158,30 +135,6 @@ class VQVAE(GenerativeModel):
         """The codes of `x`, `[B, N]`."""
         return self.nearest(self.features(x))
 
-    def _parameters_of(self, quantised: Tensor) -> tuple[Tensor, ...]:
-        """Of the pixels' distributions, from `[B, N, D]`: logits, means and log-scales of the
-        mixture, `[B, C, M, H, W]`; with two levels the logits of the upper one, `[B, C, H, W]`."""
-        out = self.decoder(quantised.transpose(1, 2).unflatten(2, self.grid)).to(quantised.dtype)
-        if self.data.levels == 2:
-            return (out,)
-        channels, height, width = self.data.shape
-        out = out.view(len(out), channels, 3, self.config.mixture, height, width)
-        logits, means, log_scales = out.unbind(2)
-        return logits, means, (log_scales - 2).clamp(-7, 3)
-
-    def log_likelihood(self, x: Tensor, quantised: Tensor) -> Tensor:
-        """log p(x|z_q), nats, `[B]`."""
-        logits, *rest = self._parameters_of(quantised)
-        level = x.to(quantised.dtype)
-        if self.data.levels == 2:
-            parts = -F.binary_cross_entropy_with_logits(logits, level, reduction="none")
-        else:
-            means, log_scales = rest
-            parts = discretised_logistic_log_prob(
-                level, logits, means, log_scales, self.data.levels
-            )
-        return parts.flatten(1).sum(1)
-
     def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         if phase == "prior":
             with torch.no_grad():
@@ -194,7 +147,7 @@ class VQVAE(GenerativeModel):
         if self.training and self.config.restart_dead:
             self._restart(rows, dead)
         quantised = self.codebook[self.nearest(z)]
-        distortion = -self.log_likelihood(batch.x, straight_through(z, quantised)).mean()
+        distortion = -self.decoder.log_likelihood(batch.x, straight_through(z, quantised)).mean()
         commitment = (z - quantised).square().sum(2).mean()
         chosen = F.one_hot(self.nearest(rows), self.config.codes).to(rows.dtype)
         if self.training:
@@ -235,21 +188,14 @@ class VQVAE(GenerativeModel):
         if self.config.class_conditional:  # all are as likely
             labels = [codes.new_full((len(x),), y) for y in range(len(self.data.classes))]
         prior = log_mean_exp(torch.stack([self.prior.log_prob(codes, y) for y in labels]))
-        return self.log_likelihood(x, self.codebook[codes]) + prior
+        return self.decoder.log_likelihood(x, self.codebook[codes]) + prior
 
     @property
     def likelihood_note(self) -> str:
         return "of the one code that the encoder chooses; more samples would not change it"
 
-    def _mean_image(self, codes: Tensor) -> Tensor:
-        logits, *rest = self._parameters_of(self.codebook[codes])
-        if self.data.levels == 2:
-            return (logits > 0).to(torch.uint8)
-        mean = (logits.softmax(2) * rest[0].clamp(-1, 1)).sum(2)
-        return from_signed(mean, self.data.levels)
-
     def reconstruct(self, x: Tensor) -> Tensor:
-        return self._mean_image(self.encode(x))
+        return self.decoder.mean_image(self.codebook[self.encode(x)])
 
     def sample(
         self,
@@ -275,7 +221,7 @@ class VQVAE(GenerativeModel):
         codes = self.prior.generate(
             n, tokens, label=label, temperature=temperature, top_k=top_k, top_p=top_p
         )
-        return self._mean_image(codes)
+        return self.decoder.mean_image(self.codebook[codes])
 
 
 def straight_through(z: Tensor, quantised: Tensor) -> Tensor:
