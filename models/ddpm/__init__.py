@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -42,6 +42,7 @@ from torch import Tensor
 from models.base import GenerativeModel
 from models.config import Config, Fraction, OptimizerConfig, Positive
 from models.data import Batch, DataSpec, from_signed, to_signed
+from models.ddpm.process import Predicted, Process
 from models.noise import rand, randn, random_labels
 from models.unet import UNet
 
@@ -65,32 +66,6 @@ class DDPMConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, warmup_steps=100, clip_grad_norm=1.0)
 
 
-class _Predicted(NamedTuple):
-    x0: Tensor  # clipped where asked
-    noise: Tensor  # the epsilon that belongs to this x0
-    raw: Tensor  # what the loss compares: epsilon or v
-    mix: Tensor | None  # of log beta and the posterior's log-variance; 1: beta
-
-
-def alpha_bars(schedule: str, steps: int, least: float = 0.0) -> Tensor:
-    """abar_0 .. abar_T, `[T + 1]`, float64; abar_0 = 1. `least`: of the noise's spread at t = 1,
-    where the schedule then begins."""
-    t = torch.arange(steps + 1, dtype=torch.float64)
-    if schedule == "cosine":  # Nichol & Dhariwal, eq. 17, betas clipped at 0.999
-        f = torch.cos((t / steps + 0.008) / 1.008 * math.pi / 2).square()
-        beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
-    else:  # Ho et al., section 4, stretched where T is not 1000
-        scale = 1000 / steps
-        beta = torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64)
-        beta = beta.clamp(max=0.999)
-    log_abar = torch.log1p(-beta).cumsum(0)  # at t = 1 .. T
-    begin = int((torch.expm1(log_abar) > -(least**2)).sum())
-    at = torch.linspace(min(begin, steps - 2), steps - 1, steps, dtype=torch.float64)
-    low = at.long().clamp(max=steps - 2)
-    abar = torch.lerp(log_abar[low], log_abar[low + 1], at - low).exp()
-    return torch.cat([torch.ones(1, dtype=torch.float64), abar])
-
-
 class DDPM(GenerativeModel):
     """Denoising diffusion in T discrete steps; pixels of [-1, 1]."""
 
@@ -99,8 +74,6 @@ class DDPM(GenerativeModel):
     likelihood = "bound"
     reconstruction = "encode-decode"
     config: DDPMConfig
-    alpha_bar: Tensor
-    proposal: Tensor
 
     def __init__(self, config: DDPMConfig, data: DataSpec) -> None:
         super().__init__(config, data)
@@ -118,26 +91,9 @@ class DDPM(GenerativeModel):
             dropout=config.dropout,
             classes=len(data.classes) + 1 if config.class_conditional else 0,
         )
-        steps = config.timesteps
-        least = config.first_noise * 2 / (data.levels - 1)
-        abar = alpha_bars(config.schedule, steps, least)
-        self.register_buffer("alpha_bar", abar, persistent=False)
-        # the bound's terms fall about as 1/t: half of the draws of t follow that
-        early = 1 / torch.arange(1, steps + 1, dtype=torch.float64)
-        share = 0.5 / steps + 0.5 * early / early.sum()
-        self.register_buffer("proposal", share, persistent=False)
+        self.process = Process(config.schedule, config.timesteps, data.levels, config.first_noise)
 
-    # -- the two processes ----------------------------------------------------------------------
-
-    def _at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), `[B, 1, 1, 1]` for `t` `[B]`."""
-        a = self.alpha_bar[t].view(-1, 1, 1, 1)
-        return a.sqrt().float(), (1 - a).sqrt().float()
-
-    def diffuse(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """A draw of q(x_t|x_0)."""
-        signal, spread = self._at(t)
-        return signal * x0 + spread * noise
+    # -- the network ----------------------------------------------------------------------------
 
     def predict(
         self,
@@ -147,14 +103,14 @@ class DDPM(GenerativeModel):
         *,
         guidance: float = 1.0,
         clip: bool = True,
-    ) -> _Predicted:
+    ) -> Predicted:
         """What the network makes of x_t; `label` None is the null label."""
         out = self._network(x, t, label, guidance)
         raw, mix = out, None
         if self.config.learned_variance:
             raw, fraction = out.chunk(2, 1)
             mix = (fraction + 1) / 2
-        signal, spread = self._at(t)
+        signal, spread = self.process.at(t)
         if self.config.prediction == "epsilon":
             x0, noise = (x - spread * raw) / signal, raw
         else:
@@ -162,7 +118,7 @@ class DDPM(GenerativeModel):
         if clip:
             x0 = x0.clamp(-1, 1)
             noise = (x - signal * x0) / spread
-        return _Predicted(x0, noise, raw, mix)
+        return Predicted(x0, noise, raw, mix)
 
     def _network(self, x: Tensor, t: Tensor, label: Tensor | None, guidance: float) -> Tensor:
         time = t.to(x.dtype) * (1000 / self.config.timesteps)
@@ -178,28 +134,6 @@ class DDPM(GenerativeModel):
         ).chunk(2)
         return without + guidance * (within - without)
 
-    def posterior(self, x0: Tensor, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of q(x_s|x_t, x_0), s < t, and its variance `[B, 1, 1, 1]` (Ho et al., eq. 7)."""
-        a, b = self.alpha_bar[t].view(-1, 1, 1, 1), self.alpha_bar[s].view(-1, 1, 1, 1)
-        beta = 1 - a / b
-        mean = (b.sqrt() * beta / (1 - a)).float() * x0
-        mean = mean + ((a / b).sqrt() * (1 - b) / (1 - a)).float() * x
-        return mean, (beta * (1 - b) / (1 - a)).float()
-
-    def log_variance(self, t: Tensor, s: Tensor, mix: Tensor | None) -> Tensor:
-        """Of p(x_s|x_t): `[B, 1, 1, 1]`, or `[B, C, H, W]` where it is learned (their eq. 15).
-
-        Where s = 0 the posterior has no variance; that of the step from 2 to 1 stands in.
-        """
-        a, b = self.alpha_bar[t], self.alpha_bar[s]
-        large = (1 - a / b).log().float().view(-1, 1, 1, 1)
-        if mix is None:
-            return large
-        one, two = self.alpha_bar[1], self.alpha_bar[2]
-        small = (1 - a / b) * (1 - b) / (1 - a)
-        small = torch.where(s == 0, (1 - two / one) * (1 - one) / (1 - two), small)
-        return mix * large + (1 - mix) * small.log().float().view(-1, 1, 1, 1)
-
     # -- training and likelihood ----------------------------------------------------------------
 
     def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
@@ -211,36 +145,17 @@ class DDPM(GenerativeModel):
             label = torch.where(keep, batch.label, len(self.data.classes))
         t = (rand((n,), device) * self.config.timesteps).long() + 1
         noise = randn(x0.shape, device)
-        x = self.diffuse(x0, t, noise)
+        x = self.process.diffuse(x0, t, noise)
         found = self.predict(x, t, label)
-        signal, spread = self._at(t)
+        signal, spread = self.process.at(t)
         wanted = noise if self.config.prediction == "epsilon" else signal * noise - spread * x0
         simple = (found.raw - wanted).square().mean()
         if found.mix is None:
             return {"loss": simple}
         frozen = found._replace(x0=found.x0.detach())
-        term = self._term(batch.x, x0, x, t, frozen).mean() * self.config.timesteps
+        term = self.process.term(batch.x, x0, x, t, frozen).mean() * self.config.timesteps
         bits = term / (self.data.dimensions * math.log(2))
         return {"loss": simple + self.config.vlb_weight * bits, "simple": simple, "vlb_bits": bits}
-
-    def _term(self, levels: Tensor, x0: Tensor, x: Tensor, t: Tensor, found: _Predicted) -> Tensor:
-        """L_{t-1} given x_t, nats `[B]`: the decoder's where t = 1, else the KL (Ho et al., eq. 5).
-
-        `levels` and `x0` are the same image, before and after scaling.
-        """
-        mean, _ = self.posterior(found.x0, x, t, t - 1)
-        true_mean, true_variance = self.posterior(x0, x, t, t - 1)
-        log_variance = self.log_variance(t, t - 1, found.mix)
-        ratio = true_variance.clamp(min=1e-20).log() - log_variance
-        apart = (true_mean - mean).square() * torch.exp(-log_variance)
-        nats = 0.5 * (ratio.exp() - 1 - ratio + apart)
-        first = (t == 1).view(-1, 1, 1, 1)
-        if first.any():
-            top = self.data.levels
-            nats = torch.where(
-                first, -discretised_gaussian_log_prob(levels, mean, log_variance, top), nats
-            )
-        return nats.flatten(1).sum(1)
 
     def log_prob(self, x: Tensor, *, samples: int = 1) -> Tensor:
         """The bound, unbiased: `samples` draws of t for each image, one in each stratum of a
@@ -248,22 +163,12 @@ class DDPM(GenerativeModel):
         `likelihood_draws` are not taken: each is a run of the network and none tightens the bound,
         as importance samples would, it only steadies the estimate."""
         samples = min(samples, self.config.likelihood_draws)
-        x0, steps = to_signed(x, self.data.levels), self.config.timesteps
-        n, device = len(x0), x0.device
-        last = self.alpha_bar[-1]
-        square = (last.float() * x0.square()).flatten(1).sum(1)
-        rest = -(last + torch.log1p(-last)).float() * self.data.dimensions
-        total = 0.5 * (square + rest)  # L_T
-        edges = self.proposal.cumsum(0)
-        for k in range(min(samples, steps)):
-            if samples >= steps:
-                t, weight = torch.full((n,), k + 1, device=device), torch.ones(n, device=device)
-            else:
-                at = (k + rand((n,), device).double()) / samples
-                t = torch.searchsorted(edges, at).clamp(max=steps - 1) + 1
-                weight = (1 / (samples * self.proposal[t - 1])).float()
-            noised = self.diffuse(x0, t, randn(x0.shape, device))
-            total = total + weight * self._term(x, x0, noised, t, self.predict(noised, t))
+        x0 = to_signed(x, self.data.levels)
+        total = self.process.last_term(x0)
+        for k in range(min(samples, self.config.timesteps)):
+            t, weight = self.process.stratum(k, samples, len(x0), x0.device)
+            noised = self.process.diffuse(x0, t, randn(x0.shape, x0.device))
+            total = total + weight * self.process.term(x, x0, noised, t, self.predict(noised, t))
         return -total
 
     @property
@@ -280,30 +185,22 @@ class DDPM(GenerativeModel):
     def latent_dim(self) -> int:
         return self.data.dimensions
 
-    def times(self, steps: int) -> list[int]:
-        """`steps` times of 1 .. T, evenly spread, descending, then 0; all where steps >= T."""
-        if steps < 1:
-            raise ValueError(f"steps: {steps} is less than 1")
-        total = self.config.timesteps
-        steps = min(steps, total)
-        rising = [1 + (2 * i + 1) * total // (2 * steps) for i in range(steps)]
-        return [*rising[::-1], 0]
-
     def encode(self, x: Tensor, *, steps: int | None = None) -> Tensor:
         """The latents `[B, dimensions]` whose deterministic sample is `x`: DDIM backwards
         (Song et al. 2021, section 4.3), exact in the limit of many steps."""
         y = to_signed(x, self.data.levels)
-        times = self.times(steps or self.config.inversion_steps)[::-1]
+        times = self.process.times(steps or self.config.inversion_steps)[::-1]
         for s, t in pairwise(times):
             here, there = torch.full((len(x),), s, device=x.device), torch.tensor([t])
             noise = self.predict(y, here.clamp(min=1), clip=False).noise
-            (signal, spread), (fade, fog) = self._at(here), self._at(there.to(x.device))
+            signal, spread = self.process.at(here)
+            fade, fog = self.process.at(there.to(x.device))
             y = fade / signal * y + (fog - fade / signal * spread) * noise
         return y.flatten(1)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         y = self.encode(x).view(x.shape)
-        y = self._denoise(y, self.times(self.config.inversion_steps), None)
+        y = self._denoise(y, self.process.times(self.config.inversion_steps), None)
         return from_signed(y, self.data.levels)
 
     def sample(
@@ -330,7 +227,7 @@ class DDPM(GenerativeModel):
             raise ValueError("guidance needs class_conditional: true")
         x = temperature * randn((n, self.data.dimensions), self.device) if z is None else z
         x = x.view(n, *self.data.shape)
-        x = self._denoise(x, self.times(steps), label, guidance, eta, temperature)
+        x = self._denoise(x, self.process.times(steps), label, guidance, eta, temperature)
         return from_signed(x, self.data.levels)
 
     def _denoise(
@@ -347,35 +244,6 @@ class DDPM(GenerativeModel):
             t = torch.full((len(x),), time, device=x.device)
             s = torch.full_like(t, after)
             found = self.predict(x, t, label, guidance=guidance)
-            mean, sigma = self.ddim(found, x, t, s, eta)
+            mean, sigma = self.process.ddim(found, x, t, s, eta)
             x = mean + temperature * sigma * randn(x.shape, x.device) if after and eta else mean
         return x
-
-    def ddim(
-        self, found: _Predicted, x: Tensor, t: Tensor, s: Tensor, eta: float
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of x_s given x_t (Song et al. 2021, eq. 12 and 16)."""
-        _, variance = self.posterior(found.x0, x, t, s)
-        kept, spread = self._at(s)
-        away = (spread.square() - eta**2 * variance).clamp(min=0).sqrt()
-        sigma = variance.sqrt()
-        if found.mix is not None:
-            sigma = torch.exp(0.5 * self.log_variance(t, s, found.mix))
-        return kept * found.x0 + away * found.noise, eta * sigma
-
-
-def discretised_gaussian_log_prob(
-    x: Tensor, mean: Tensor, log_variance: Tensor, levels: int
-) -> Tensor:
-    """Log of a Gaussian's mass in the bins of integer levels, which span [-1, 1]; nats, of x's
-    shape. The first and the last bin reach to infinity (Ho et al., eq. 13)."""
-    half_bin, inverse = 1.0 / (levels - 1), torch.exp(-0.5 * log_variance)
-    centred = to_signed(x, levels) - mean
-    upper, lower = inverse * (centred + half_bin), inverse * (centred - half_bin)
-    # Phi(b) - Phi(a) = Phi(-a) - Phi(-b): in the lower tail nothing cancels
-    flip = centred > 0
-    b, a = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-    log_b, log_a = torch.special.log_ndtr(b), torch.special.log_ndtr(a)
-    middle = log_b + torch.log(-torch.expm1((log_a - log_b).clamp(max=-1e-7)))
-    first, last = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
-    return torch.where(x == 0, first, torch.where(x == levels - 1, last, middle))
