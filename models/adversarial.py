@@ -20,8 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import GenerativeModel, from_signed, randn, to_signed
+from models.base import GenerativeModel
+from models.data import from_signed, to_signed
 from models.nn import BatchNorm2d, Upsample, pyramid
+from models.noise import randn
 
 
 class ConvGenerator(nn.Sequential):

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from models import FAMILIES, store
-from models.base import DataSpec, SourceSpec
+from models.data import DataSpec, SourceSpec
 from tasks import packaging, serving
 from tasks.errors import BadInput
 from tasks.packaging import log_model
