@@ -69,8 +69,13 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
     tracked = TrainingRun(params, which, manifest, token, work)
     watch = Watch(work, params.train.budget, tracked)
     trainings = len(params.families) * len(params.seeds)
-    outcome = on_cluster(params, spec, trainings, watch)
+    try:
+        outcome = on_cluster(params, spec, trainings, watch)
+    except BaseException as error:  # Interrupted among them: it is no Exception
+        tracked.stop("KILLED" if isinstance(error, SystemExit) else "FAILED")
+        raise
     if "error" in outcome:
+        tracked.stop("FAILED")
         failure = FAILURES[outcome["error"]["kind"]]
         if failure is NonFiniteLoss:  # it would resume to the same end
             shutil.rmtree(work)
