@@ -53,7 +53,7 @@ def compute_folder(
     extractor = extractors.build(
         config.features, config.inception_weights, code, Path(classifier), judge.spec, device
     )
-    splits = {name: shards.read_split(Path(prepared), name).x for name in shards.SPLITS}
+    splits = {name: shards.each_image_block(Path(prepared), name) for name in shards.SPLITS}
     found = real.compute(extractor, judge, splits, config.samples)
     judge_sha256 = file_sha256(Path(classifier) / judges.WEIGHTS)
     return real.save(Path(out), found, extractor, manifest["content_sha256"], judge_sha256)

@@ -105,35 +105,30 @@ def _version(
         leaderboard.score(row): repr(row[leaderboard.score(row)]),
     }
     try:
-        client.create_registered_model(name, description=_words(name))
+        client.create_registered_model(name, description=versions.about(name))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for known in versions.of(client, name):
-        if all(known.tags.get(tag) == value for tag, value in tags.items()):
-            aliases = client.get_model_version(name, known.version).aliases
-            return {"version": str(known.version), "alias": ", ".join(aliases), "reason": "known"}
+    same = (it for it in versions.of(client, name) if tags.items() <= it.tags.items())
+    known = next(same, None)
+    if known is not None:
+        aliases = client.get_model_version(name, known.version).aliases
+        if aliases or "reason" in known.tags:  # neither: cut off before it was judged
+            alias = ", ".join(aliases)
+            return {"version": str(known.version), "alias": alias, "reason": "known"}
     aliases = client.get_registered_model(name).aliases
     champion = None
     if versions.CHAMPION in aliases:
         champion = client.get_model_version(name, aliases[versions.CHAMPION]).tags
     verdict = judge(tags, champion)
-    model_id = model()
-    made = client.create_model_version(
-        name, f"models:/{model_id}", run_id=run_id, tags=tags | about, model_id=model_id
-    )
-    version = str(made.version)
+    if known is None:
+        model_id = model()
+        known = client.create_model_version(
+            name, f"models:/{model_id}", run_id=run_id, tags=tags | about, model_id=model_id
+        )
+    version = str(known.version)
     versions.award(client, name, version, verdict.alias, verdict.reason)
     return {"version": version, "alias": verdict.alias, "reason": verdict.reason}
-
-
-def _words(name: str) -> str:
-    dataset, _, family = name.rpartition("-")
-    what = "The best of all families" if family == "generator" else f"The family {family}"
-    return (
-        f"{what} on the data set {dataset}. A version is `champion` only where it beat the "
-        "champion before it on the same data and by the same protocol; each says why."
-    )
 
 
 def main() -> None:

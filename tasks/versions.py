@@ -160,6 +160,16 @@ def _or_none(ask: Callable[[], Any]) -> Any:
         raise
 
 
+def about(name: str) -> str:
+    """Description of a registered model."""
+    dataset, _, family = name.rpartition("-")
+    what = "The best of all families" if family == "generator" else f"The family {family}"
+    return (
+        f"{what} on the data set {dataset}. A version is `champion` only where it beat the "
+        "champion before it on the same data and by the same protocol; each says why."
+    )
+
+
 def champions(client: MlflowClient, name: str) -> list[str]:
     """The versions that have been champion, oldest first; the last one is it now.
 

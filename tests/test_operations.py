@@ -29,21 +29,12 @@ COMMANDS = [
     for words in operations.commands(block)
 ]
 MADE = ("infra/secrets.env", ".genarena/servers.env")  # by a command of the page
-NOT_YET: tuple[str, ...] = (
-    "genarena registry",
-    "genarena retrain",
-    "generate/generate",
-)
 
 
 def of(program: str) -> list[list[str]]:
     found = [words[1:] for words in COMMANDS if words[0] == program]
     assert found, program
     return found
-
-
-def waiting(words: list[str]) -> bool:
-    return any(entry in " ".join(words) for entry in NOT_YET)
 
 
 def parse(program: Any, words: list[str]) -> None:
@@ -90,10 +81,7 @@ def test_blocks_are_found_by_heading() -> None:
 def test_genarena(words: list[str]) -> None:
     from genarena.cli import app
 
-    program = typer.main.get_command(app)
-    if waiting(["genarena", *words]) and words[0] not in program.commands:  # type: ignore[attr-defined]
-        pytest.skip("not here yet")
-    parse(program, words)
+    parse(typer.main.get_command(app), words)
 
 
 @pytest.mark.parametrize("words", of("mlflow"), ids=" ".join)
@@ -125,8 +113,6 @@ def test_prefect(words: list[str]) -> None:
     named = [word for word in words if re.fullmatch(r"[a-z]+/[a-z]+", word)]
     deployed = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     flows = {f"{d['entrypoint'].split(':')[1]}/{d['name']}" for d in deployed}
-    if waiting(words) and not set(named) <= flows:
-        pytest.skip("not here yet")
     assert set(named) <= flows
 
 
@@ -155,8 +141,7 @@ def test_make_has_these_targets() -> None:
     variables = set(re.findall(r"^([A-Z_]+) \?=", (ROOT / "Makefile").read_text(), re.M))
     for words in of("make"):
         target, *settings = words
-        if not (waiting(["make", *words]) and target not in targets):
-            assert target in targets
+        assert target in targets
         assert {setting.split("=")[0] for setting in settings} <= variables
 
 

@@ -102,6 +102,23 @@ def test_the_stage_keeps_the_champion_from_worse_and_from_other_data(
     assert enter(client, name, 1.5)["reason"] == "known"
 
 
+def test_a_version_that_was_made_but_not_judged_is_judged_the_next_time(
+    client: mlflow.MlflowClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(versions, "award", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            enter(client, name, 2.0)
+    assert "champion" not in client.get_registered_model(name).aliases
+    made = enter(client, name, 2.0)
+    assert (made["version"], made["alias"]) == ("1", "champion")
+    assert holder(client, name) == "1"
+    assert enter(client, name, 2.0)["reason"] == "known"
+
+
 def test_rollback_goes_back_champion_by_champion_and_stays_there(
     client: mlflow.MlflowClient, name: str
 ) -> None:

@@ -10,7 +10,7 @@ Where the data are no images there is `features.json` alone, with the reason.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,24 +47,30 @@ class RealFeatures:
 def compute(
     extractor: Extractor,
     judge: Classifier,
-    splits: Mapping[str, NDArray[np.uint8]],
+    splits: Mapping[str, NDArray[np.uint8] | Iterable[NDArray[np.uint8]]],
     samples: int,
 ) -> RealFeatures:
-    """Of images `[N, C, H, W]` by split; floors for so many samples.
+    """Of images `[N, C, H, W]` by split, or of such parts of it; floors for so many samples.
 
     Raises BadInput where features are not finite: no distance to them would be a number.
     """
     features, found = {}, {}
     for name, images in splits.items():
-        features[name] = extractor(images)
+        rows: list[Rows] = []
+        outputs: list[Rows] = []
+        for part in [images] if isinstance(images, np.ndarray) else images:
+            rows.append(extractor(part))
+            if judge.task == "classes":
+                outputs.append(logits(extractor, rows[-1], judge, part))
+        features[name] = np.concatenate(rows)
         bad = ~np.isfinite(features[name]).all(1)
         if bad.any():
             raise BadInput(
                 f"evaluation.features: {extractor.name}: the features of {bad.sum():,} of "
-                f"{len(images):,} {name} images are not finite"
+                f"{len(features[name]):,} {name} images are not finite"
             )
-        if judge.task == "classes":
-            found[name] = logits(extractor, features[name], judge, images)
+        if outputs:
+            found[name] = np.concatenate(outputs)
     return RealFeatures(features, found, floors.compute(features, samples))
 
 

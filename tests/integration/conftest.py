@@ -53,7 +53,7 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]
 @pytest.fixture(scope="session")
 def trained(production: Production) -> tuple[Run, Run]:
     """The first scheduled `refresh`, ended, and one that was started while it ran."""
-    production.schedule_once("refresh", 3)
+    production.schedule_once("refresh", 15)
     (first,) = production.until(lambda: production.runs("refresh"))
     production.until(lambda: production.look(first)["state_type"] == "RUNNING")
     second = production.start("refresh")

@@ -41,7 +41,6 @@ def test_training_had_a_worker_on_each_of_three_nodes(
     done = production.run(
         *("ray.scripts.scripts", "list", "actors", "--format", "json", "--detail"),
         *("--filter", "class_name=RayTrainWorker"),
-        RAY_ADDRESS=None,
     )
     assert done.returncode == 0, done.stderr
     actors = json.loads(done.stdout[done.stdout.index("[") :])
