@@ -132,6 +132,20 @@ def stored() -> Path:
     return Path(location.removeprefix("file://"))
 
 
+def test_the_code_of_all_families_travels_with_a_model(
+    registered: tuple[Params, str], root: Path
+) -> None:
+    """With their folders, and as it is in the project: nothing compiled."""
+
+    def code(folder: Path) -> dict[str, bytes]:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    sources = {k: v for k, v in code(root / "models").items() if k.endswith(".py")}
+    assert "pixelrnn/lstm.py" in sources
+    assert code(stored() / "code/models") == sources
+
+
 def test_what_was_registered_is_fetched_once_and_samples(registered: tuple[Params, str]) -> None:
     params, uri = registered
     mlflow.pyfunc.load_model(uri)  # MLflow itself leaves its traces in the store: no harm

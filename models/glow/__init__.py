@@ -21,11 +21,10 @@ levels); no label; the top prior is the fixed standard normal, without the paper
 learned one; the networks' last convolutions are plain ones at zero, without the per-channel gain
 of the authors' code, whose sigmoid(r + 2) and whose actnorm inside the coupling networks are
 kept, but for a floor: scales come smoothly to rest at exp(-LEAST) and deviations at exp(+-LEAST)
-(`steps.py`),
-where the paper's reach 0, and an inverse that divides by them overflows now and then (Behrmann et
-al. 2021, "Understanding and Mitigating Exploding Inverses"); the logit before the flow, which the
-paper has not (on digits of 17 levels it saved 0.28 bits per dimension after 500 steps); odd sides
-are not squeezed.
+(`steps.py`), where the paper's reach 0, and an inverse that divides by them overflows now and then
+(Behrmann et al. 2021, "Understanding and Mitigating Exploding Inverses"); the logit before the
+flow, which the paper has not (on digits of 17 levels it saved 0.28 bits per dimension after 500
+steps); odd sides are not squeezed.
 """
 
 from __future__ import annotations

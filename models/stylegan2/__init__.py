@@ -33,7 +33,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.adversarial import discriminator_loss, generator_loss, invert
+from models.adversarial import discriminator_loss, generator_loss, invert, uncompiled
 from models.base import GenerativeModel, Phase
 from models.config import Config, Fraction, OptimizerConfig, Positive
 from models.data import Batch, DataSpec, from_signed, to_signed
@@ -122,13 +122,13 @@ class StyleGAN2(GenerativeModel):
     # Both add their networks' output times 0: where the penalty does not depend on a parameter,
     # its gradient is then 0 and not missing, and Adam takes the same step on any number of workers.
 
-    @torch.compiler.disable  # compiled graphs cannot be differentiated twice
+    @uncompiled
     def _r1_loss(self, real: Tensor) -> dict[str, Tensor]:
         penalty, logits = r1_penalty(self._judge, real)
         scale = 0.5 * self.config.r1_gamma * self.config.r1_every
         return {"loss": scale * penalty + 0 * logits.sum(), "penalty": penalty}
 
-    @torch.compiler.disable
+    @uncompiled
     def _path_length_loss(self, n: int) -> dict[str, Tensor]:
         y = randn((n, *self.data.shape), self.device)
         lengths, image = path_lengths(self.synthesis, self._styles(n), y)

@@ -25,7 +25,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.adversarial import ConvDiscriminator, ConvGenerator, UnconditionalGAN, initialise
+from models.adversarial import (
+    ConvDiscriminator,
+    ConvGenerator,
+    UnconditionalGAN,
+    initialise,
+    uncompiled,
+)
 from models.base import Phase
 from models.config import Config, OptimizerConfig, Positive
 from models.data import Batch, DataSpec, to_signed
@@ -80,7 +86,7 @@ class WGANGP(UnconditionalGAN):
         }
 
 
-@torch.compiler.disable  # compiled graphs cannot be differentiated twice
+@uncompiled
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
     """Mean of (|gradient of f at x'| - 1)^2, x' on the lines from `fake` to `real`; a scalar.
 
