@@ -161,6 +161,8 @@ def _run_flow() -> str | None:
     Returns when the leaderboard was made, with what failed besides. Exits 2 where a stage
     refused its input, 1 where it failed before, each with the stage's own line.
     """
+    from prefect.exceptions import PrefectHTTPStatusError
+
     from flows.compare import compare
     from flows.stage import REFUSED
 
@@ -171,6 +173,13 @@ def _run_flow() -> str | None:
     except KeyboardInterrupt:
         console.print("stopped; the same command resumes")
         raise SystemExit(130) from None
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code not in (401, 403):
+            raise
+        raise BadInput(
+            f"Prefect at {os.environ.get('PREFECT_API_URL')} refuses; set PREFECT_API_AUTH_STRING "
+            "to the server's user:password"
+        ) from error
     if state.is_failed() and _leaderboard_time() == made:
         print(f"genarena: {state.message}", file=sys.stderr)
         raise SystemExit(2 if state.name == REFUSED else 1)

@@ -49,6 +49,7 @@ def connected(config: ClusterConfig) -> Iterator[str]:
     started that ends with this block, closed to others by a token.
 
     Raises:
+        BadInput: the cluster wants another token.
         Outage: nothing answers at the address.
     """
     # "local": without an address Ray would join whatever `ray start` left on this machine, and
@@ -67,6 +68,8 @@ def connected(config: ClusterConfig) -> Iterator[str]:
     import ray
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if ":" in address and "://" not in address:
+        _ask_for_entry(address)
     try:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
     except ConnectionError as error:
@@ -78,6 +81,28 @@ def connected(config: ClusterConfig) -> Iterator[str]:
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
+
+
+def _ask_for_entry(address: str) -> None:
+    """BadInput where a Ray answers that wants another token.
+
+    Ray itself tries for half a minute, and then says only that it could not connect.
+    """
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import gcs_service_pb2 as messages
+    from ray.core.generated import gcs_service_pb2_grpc as services
+
+    with init_grpc_channel(address) as channel:
+        try:
+            head = services.NodeInfoGcsServiceStub(channel)
+            head.GetClusterId(messages.GetClusterIdRequest(), timeout=5)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise BadInput(
+                    f"the Ray at {address} refuses the token; set RAY_AUTH_MODE to token, and "
+                    "RAY_AUTH_TOKEN to the cluster's"
+                ) from None  # nothing answers: Ray's own waiting begins
 
 
 def on_worker(config: ClusterConfig, function: Callable[..., Any], *args: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import ray
 
+from tasks import cluster
 from tasks.cluster import connected
 from tasks.params import ClusterConfig
 
@@ -27,6 +28,7 @@ def test_without_an_address_a_run_has_a_ray_of_its_own(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if environment:
         monkeypatch.setenv("RAY_ADDRESS", environment)
+    monkeypatch.setattr(cluster, "_ask_for_entry", lambda address: None)
     monkeypatch.setattr(ray, "init", lambda **settings: seen.update(settings))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="x"))

@@ -25,6 +25,8 @@ def ray_nodes(
         *("--dashboard-host", host, "--dashboard-port", str(dashboard)),
         *("--ray-client-server-port", str(free_port(10001, host))),
     ]
+    # Ray Train asks it at the end of a training; where it has to search, that is half a minute
+    environment = {**environment, "RAY_API_SERVER_ADDRESS": jobs}
     nodes = [_node("ray-head", host, folder, scratch, environment, cpus, head)]
     for number, other in enumerate(others, 1):
         name, joins = f"ray-node-{number}", ["--address", address]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import secrets
 import shutil
 import sys
@@ -23,12 +24,16 @@ from infra.local.process import (
 from infra.local.ray_nodes import ray_nodes
 from infra.local.storage import make_buckets, storage
 from tasks.environment import DEFAULTS, STATE
+from tasks.errors import BadInput
 
 POOL = "genarena"
+PREFIX = "genarena-"
 ROLES = ("mlflow", "mlflow_auth", "prefect")  # of PostgreSQL, each with its own database
 AUTH_CONFIG = """[mlflow]
 default_permission = READ
 database_uri = {uri}
+# else each request costs a quarter of a second, of which a registered model takes hundreds
+auth_cache_ttl_seconds = 60
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 """
 
@@ -51,34 +56,62 @@ def topology(project: Path, cpus: int = 1) -> Iterator[Topology]:
     """Everything up for the length of the block, for the project's folder; nothing is kept.
 
     `cpus`: of each Ray node. Logs lie in `.genarena/servers`, a client's environment in
-    `.genarena/servers.env`. Raises BadInput where PostgreSQL is missing.
+    `.genarena/servers.env`. Raises BadInput where PostgreSQL is missing, or where the servers of
+    this project run already.
     """
     folder = project / STATE / "servers"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    # not below the project: another user runs PostgreSQL, and a socket's path must be short
-    scratch = Path(tempfile.mkdtemp(prefix="genarena-"))
-    scratch.chmod(0o755)
     servers: list[Server] = []
+    with _only_here(project), _folders(folder) as scratch:
+        try:
+            there = _build(project, folder, scratch, cpus)
+            servers += there.servers.values()
+            _start(there)
+            write_private(project / STATE / "servers.env", _shell(there.client))
+            yield there
+        finally:
+            (project / STATE / "servers.env").unlink(missing_ok=True)
+            stop_all(servers)
+
+
+@contextmanager
+def _only_here(project: Path) -> Iterator[None]:
+    file = project / STATE / "servers.lock"
+    file.parent.mkdir(exist_ok=True)
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"the servers of {project} run already") from None
+        yield
+
+
+@contextmanager
+def _folders(folder: Path) -> Iterator[Path]:
+    """`folder`, empty, and one for PostgreSQL and Ray, which is removed in the end.
+
+    That is not below the project: another user runs PostgreSQL, and a socket's path must be short.
+    """
+    note = folder / "scratch"
+    if note.exists() and PREFIX in note.read_text():  # of servers that were killed
+        shutil.rmtree(note.read_text(), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    scratch = Path(tempfile.mkdtemp(prefix=PREFIX))
+    note.write_text(str(scratch))
+    scratch.chmod(0o755)
     try:
-        there = _build(project, folder, scratch, cpus)
-        servers += there.servers.values()
-        _start(there)
-        write_private(project / STATE / "servers.env", _shell(there.client))
-        yield there
+        yield scratch
     finally:
-        (project / STATE / "servers.env").unlink(missing_ok=True)
-        stop_all(servers)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _build(project: Path, folder: Path, scratch: Path, cpus: int) -> Topology:
-    uses = ("postgres", "s3_id", "s3_key", "mlflow_admin", "mlflow_cookies", "prefect_api", "ray")
+    uses = ("postgres", "s3_key", "mlflow_admin", "mlflow_cookies", "prefect_api", "ray")
     secret = {use: secrets.token_hex(24) for use in (*uses, *ROLES)}
     database, port = postgres(folder, scratch, secret["postgres"])
     s3, s3_address = storage(folder)
     aws = {
-        "AWS_ACCESS_KEY_ID": secret["s3_id"],
+        "AWS_ACCESS_KEY_ID": "genarena",
         "AWS_SECRET_ACCESS_KEY": secret["s3_key"],
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": s3_address,
