@@ -18,12 +18,14 @@ from tasks.params import ClusterConfig
 
 LOST = (  # Ray's errors when a node, a worker's process or the connection is gone
     "ActorDiedError",
+    "ActorUnschedulableError",
     "ActorUnavailableError",
     "LocalRayletDiedError",
     "NodeDiedError",
     "ObjectLostError",
     "RaySystemError",
     "RpcError",
+    "TaskUnschedulableError",
     "WorkerCrashedError",
 )
 

@@ -181,10 +181,10 @@ def test_all_code_travels_and_nothing_else(root: Path) -> None:
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head in another folder, closed by a token: its Jobs API, and a client's environment."""
     folder, token = tmp_path_factory.mktemp("cluster"), secrets.token_hex(16)
-    with socket.socket() as one, socket.socket() as two:
-        for probe in (one, two):
+    with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+        for probe in (one, two, three):
             probe.bind(("127.0.0.2", 0))
-        port, jobs_port = (probe.getsockname()[1] for probe in (one, two))
+        port, jobs_port, client_port = (probe.getsockname()[1] for probe in (one, two, three))
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHONPATH"))}
     client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     command = [
@@ -192,7 +192,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[st
         *("--node-ip-address", "127.0.0.2", "--port", str(port), "--num-cpus", "2"),
         *("--dashboard-host", "127.0.0.2", "--dashboard-port", str(jobs_port)),
         *("--temp-dir", f"/tmp/genarena-{secrets.token_hex(3)}", "--disable-usage-stats"),
-        *("--object-store-memory", str(200 * 2**20), "--ray-client-server-port", "0"),
+        *("--object-store-memory", str(200 * 2**20), "--ray-client-server-port", str(client_port)),
     ]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     head = subprocess.Popen(

@@ -59,6 +59,7 @@ def client(project: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClien
     """The project's MLflow; this process stands in the project's folder."""
     monkeypatch.chdir(project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")  # a client asks it for models as well
     return mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
 
 
