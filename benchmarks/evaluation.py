@@ -36,7 +36,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from models.base import DataSpec
+from models.data import DataSpec
 from tasks.data.shards import Split
 from tasks.evaluation import classes, fidelity, memorisation, quality, real
 from tasks.evaluation.classifier import Classifier, fused

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.base import DataSpec
+from models.data import DataSpec
 from models.pixelcnn import PixelCNN, PixelCNNConfig
 
 

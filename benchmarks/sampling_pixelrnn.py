@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.base import DataSpec
+from models.data import DataSpec
 from models.pixelrnn import KINDS, PixelRNN, PixelRNNConfig
 
 IMAGES, SIDE = 16, 28

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from models.base import DataSpec
+from models.data import DataSpec
 from models.transformer import Transformer, TransformerConfig
 
 SAMPLES, ROUNDS = 16, 3

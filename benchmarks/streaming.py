@@ -39,7 +39,7 @@ import psutil
 import torch
 
 from models import store
-from models.base import DataSpec
+from models.data import DataSpec
 from tasks.data import shards
 from tasks.data.blocks import write_shard
 from tasks.training import memory

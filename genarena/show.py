@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from models import FAMILIES
-from models.base import PLURALS
+from models.data import PLURALS
 from tasks.params import Params
 from tasks.reporting.spread import spread
 

@@ -1,5 +1,5 @@
-"""The families. To add one: write `models/<name>.py`, add one line here and its section in
-`params.yaml`. The loop, the evaluation and the report do not change."""
+"""The families. To add one: write `models/<name>/__init__.py`, add one line here and its section
+in `params.yaml`. The loop, the evaluation and the report do not change."""
 
 from models.base import GenerativeModel
 from models.cgan import CGAN

@@ -1,5 +1,6 @@
 """What the adversarial families share: the DCGAN body, its initialisation, two losses, the
-inversion of a generator, and how an unconditional one samples and reconstructs.
+inversion of a generator, how an unconditional one samples and reconstructs, and what keeps
+gradients of gradients out of compiled graphs.
 
     ConvGenerator      z [B, latent_dim] -> [B, C, H, W] in [-1, 1]: projection, then transposed
                        convolutions (kernel 4, stride 2) with batch norm and ReLU, tanh
@@ -14,14 +15,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import wraps
 from itertools import pairwise
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import GenerativeModel, from_signed, randn, to_signed
+from models.base import GenerativeModel
+from models.data import from_signed, to_signed
 from models.nn import BatchNorm2d, Upsample, pyramid
+from models.noise import randn
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class ConvGenerator(nn.Sequential):
@@ -163,3 +171,19 @@ class UnconditionalGAN(GenerativeModel):
         if z is None:
             z = temperature * randn((n, self.config.latent_dim), self.device)
         return from_signed(self.generator(z), self.data.levels)
+
+
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, which stays as it is where `torch.compile` compiles its caller: compiled graphs
+    cannot be differentiated twice.
+
+    As a decorator `torch.compiler.disable` would import the compiler, a second of every process.
+    """
+
+    @wraps(function)
+    def either(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return either

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import rand
 from models.nn import Dropout
+from models.noise import rand
 
 Stop = Callable[[Tensor], Tensor]  # what was generated [n, t] -> rows that end with it, bool [n]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import rand, shard
+from models.noise import rand, shard
 
 
 def pyramid(size: tuple[int, int], smallest: int = 4) -> list[tuple[int, int]]:
@@ -48,7 +50,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose statistics span all workers, on CPU as well as on GPU.
 
     `torch.nn.SyncBatchNorm` computes the same but refuses CPU tensors. In evaluation mode,
-    or with one worker (see `base.noise_shard`), this is plain `nn.BatchNorm2d`.
+    or with one worker (see `noise.noise_shard`), this is plain `nn.BatchNorm2d`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask is drawn for the whole batch of all workers (see `base.rand`).
+    """Dropout whose mask is drawn for the whole batch of all workers (see `noise.rand`).
 
     Active in training mode, or always where the family uses it as its noise (`always`).
     """
@@ -146,3 +148,8 @@ def discretised_logistic_log_prob(
         torch.where(level > levels - 1.5, F.logsigmoid(-lower), middle),
     )
     return torch.logsumexp(log_mass + F.log_softmax(logits, 2), 2)
+
+
+def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
+    """log of the mean of exp(values), stable."""
+    return torch.logsumexp(values, dim) - math.log(values.shape[dim])

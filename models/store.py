@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models import FAMILIES
-from models.base import DataSpec, GenerativeModel
+from models.base import GenerativeModel
+from models.data import DataSpec
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

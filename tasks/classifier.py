@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from models.base import DataSpec
+from models.data import DataSpec
 from tasks import stage
 from tasks.data import shards
 from tasks.evaluation import classifier

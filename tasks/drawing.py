@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from models.base import Config, Positive
+from models.config import Config, Positive
 from tasks.errors import BadInput, nearest
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from models.base import PLURALS, DataSpec
+from models.data import PLURALS, DataSpec
 from models.store import file_sha256
 from tasks import stage
 from tasks.data import shards

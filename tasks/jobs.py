@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import time
 import uuid
@@ -28,9 +29,10 @@ from tasks.params import ClusterConfig
 
 REQUEST, ANSWER = "request.json", "answer.json"
 POLL_S, PATIENCE_S = 1.0, 60.0  # of a Jobs API that does not answer
-LEFT = (  # what a job has no use for
-    *("data", "artifacts", "metrics", "reports", "samples", "docs", "tests", "benchmarks", "infra"),
-    *(".git", ".venv", ".dvc", ".genarena", "mlruns", "mlflow.db*", "__pycache__", ".*_cache"),
+LEFT = (  # what a job has no use for; "/": at the top alone, for there is tasks/data
+    *("/data", "/artifacts", "/metrics", "/reports", "/samples", "/docs", "/tests", "/benchmarks"),
+    *("/infra", "/mlruns", "/mlflow.db*", "/.git", "/.venv", "/.dvc", "/.genarena"),
+    *("__pycache__", ".*_cache"),
 )
 
 
@@ -158,7 +160,7 @@ def call(
     if key:
         _end_others(client, key)
     job = client.submit_job(
-        entrypoint=f"python -m tasks.job {folder}",
+        entrypoint=f"python -m tasks.job {shlex.quote(str(folder))}",
         runtime_env={"working_dir": ".", "excludes": list(LEFT)},
         metadata={"genarena": key},
     )

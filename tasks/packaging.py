@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from models import FAMILIES, store
-from models.base import DataSpec
+from models.data import DataSpec
 from tasks import tracking, versions
 from tasks.errors import BadInput
 from tasks.params import Params

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from models import FAMILIES
-from models.base import Config, Positive
+from models.config import Config, Positive
 from tasks.data.config import DatasetConfig
 from tasks.errors import BadInput, nearest
 from tasks.evaluation.decoder import AISConfig

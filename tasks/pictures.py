@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.util import montage
 from torch import Tensor
 
-from models.base import DataSpec
+from models.data import DataSpec
 
 TARGET_SIDE = 32  # small images are enlarged to about this, pixel by pixel
 TEXTS, LINE = 6, 100  # samples of text that are shown, and characters of a line

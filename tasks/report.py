@@ -14,6 +14,7 @@ from tasks import stage, tracking
 from tasks.data import shards
 from tasks.params import Params, load_params
 from tasks.reporting import leaderboard, page
+from tasks.reporting.note import note
 from tasks.reporting.spread import SUFFIX
 from tasks.runs import Run
 
@@ -62,6 +63,8 @@ def _track(params: Params, rows: list[dict[str, Any]], root: Path, reports: Path
             child = tracking.run_of(client, params, which, root / which.trained)
             client.set_tag(child, "mlflow.parentRunId", parent)
     client.log_artifacts(parent, str(reports), "leaderboard")
+    board = note(rows, params.dataset.title, str(params.train.budget))
+    tracking.show(client, params, parent, board)
     if not os.environ.get(tracking.PARENT):
         client.set_terminated(parent)
 

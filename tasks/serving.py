@@ -24,7 +24,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from models import store
-from models.base import DataSpec
+from models.data import DataSpec
 
 LARGEST_BATCH = 500
 MAX_PIXELS = 64_000_000

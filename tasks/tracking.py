@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from models import store
 from tasks import lineage
+from tasks.delivery import send_history
 from tasks.params import Params
 from tasks.runs import Run
-from tasks.training.history import HISTORY, VALIDATION, Record, read_history
+from tasks.training.history import HISTORY, Record, read_history
 from tasks.training.validation import PICTURES
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 PARENT = "GENARENA_PARENT_RUN"  # set by the flow: the comparison that children belong to
 KEY, WEIGHTS = "genarena.key", "genarena.weights"
-# the last step whose record, and whose validation, the run has: validations come later
-DELIVERED, VALIDATED = "genarena.delivered_step", "genarena.delivered_validation"
-RETRY_S, BATCH = 5.0, 900  # log_batch takes 1,000 metrics
+NOTE = "mlflow.note.content"  # a description, in Markdown
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # runs and models first, in the UI
+RETRY_S = 5.0
 
 
 def tracking_uri(params: Params) -> str:
@@ -52,7 +53,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     if found is None:
         try:
             note = f"Comparisons of generative models on the data set {name}."
-            return client.create_experiment(name, tags={"mlflow.note.content": note})
+            return client.create_experiment(name, tags={NOTE: note, **KIND})
         except MlflowException:  # another family's stage made it in between
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -72,6 +73,15 @@ def start_parent(params: Params) -> str:
     name = f"compare-{params.dataset.title}"
     tags = lineage.comparison_tags(params)
     return client.create_run(experiment, run_name=name, tags=tags).info.run_id
+
+
+def show(client: MlflowClient, params: Params, parent: str, board: str) -> None:
+    """The leaderboard, in Markdown, on the comparison's page and, the newest, on the data set's."""
+    said = client.get_run(parent).data.tags.get(NOTE, "")
+    client.set_tag(parent, NOTE, f"{board}\n\n{said}")
+    title = params.dataset.title
+    newest = f"Generative models on the data set **{title}**. The newest comparison:\n\n{board}"
+    client.set_experiment_tag(experiment_id(client, title), NOTE, newest)
 
 
 def tolerant(what: str, action: Callable[[], Any]) -> Any:
@@ -97,6 +107,7 @@ class TrainingRun:
         self.work = work
         self.last = 0.0
         self.described = False
+        self.running = False  # as far as is known
 
     def deliver(self, records: list[Record]) -> bool:
         """Send what is new, at most every few seconds; while the server is away, warn and keep.
@@ -113,6 +124,14 @@ class TrainingRun:
         """Send the rest, tag the run with the hash of the exported weights, and end it."""
         tolerant("finishing the run", lambda: self._finish(out))
 
+    def stop(self, status: str) -> None:
+        """Send the rest, and show the run as ended, `KILLED` or `FAILED`, until it goes on."""
+        tolerant("stopping the run", lambda: self._stop(status))
+
+    def _stop(self, status: str) -> None:
+        client, run_id = self._send(read_history(self.work / HISTORY), self.work)
+        client.set_terminated(run_id, status)
+
     def _finish(self, out: Path) -> None:
         client, run_id = self._send(read_history(out / HISTORY), out)
         client.set_tag(run_id, WEIGHTS, store.describe(out)["weights_sha256"])
@@ -123,6 +142,9 @@ class TrainingRun:
         experiment = experiment_id(client, self.params.dataset.title)
         run_id = find_run(client, experiment, KEY, self.key)
         run_id = run_id or self._create(client, experiment, folder)
+        if not self.running:  # one that was stopped goes on
+            client.update_run(run_id, "RUNNING")
+            self.running = True
         send_history(client, run_id, records, folder / PICTURES)
         self._describe(client, run_id, folder)
         return client, run_id
@@ -158,50 +180,6 @@ class TrainingRun:
         data = self.manifest["content_sha256"]
         lineage.describe(client, run_id, self.params, self.which, data, folder)
         self.described = True
-
-
-def send_history(client: MlflowClient, run_id: str, records: list[Record], pictures: Path) -> None:
-    """Log the records (and sample grids) that the run does not have yet; safe to repeat.
-
-    A validation that has become known since its step was logged is logged on its own.
-    """
-    from mlflow.entities import Metric
-
-    tags = client.get_run(run_id).data.tags
-    delivered, validated = (int(tags.get(tag, -1)) for tag in (DELIVERED, VALIDATED))
-    new = [r for r in records if r["step"] > delivered]
-    checked = [
-        r
-        for r in records
-        if r["step"] > validated and any(name.startswith(VALIDATION) for name in r)
-    ]
-    metrics = [
-        Metric(name, float(value), int(1000 * record["seconds"]), record["step"])
-        for part, of_validation in ((new, False), (checked, True))
-        for record in part
-        for name, value in record.items()
-        if name not in ("step", "seconds")
-        and name.startswith(VALIDATION) == of_validation
-        and isinstance(value, (int, float))
-    ]
-    for start in range(0, len(metrics), BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-    for record in checked:
-        _send_picture(client, run_id, pictures / f"step-{record['step']:08d}.png", record["step"])
-    for tag, part in ((DELIVERED, new), (VALIDATED, checked)):
-        if part:
-            client.set_tag(run_id, tag, str(part[-1]["step"]))
-
-
-def _send_picture(client: MlflowClient, run_id: str, path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    client.log_image(run_id, pixels, key="samples", step=step)
 
 
 def find_run(client: MlflowClient, experiment: str, tag: str, value: str) -> str | None:

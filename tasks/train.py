@@ -28,6 +28,7 @@ from tasks.training.validation import PICTURES
 from tasks.training.watch import Watch
 from tasks.training.worker import CHECKPOINTS, FAILURES
 
+SHARED = ("base", "config", "data", "noise", "nn", "adversarial", "attention", "unet")
 JUDGES = (
     "classifier",
     "conditions",
@@ -68,8 +69,13 @@ def run(which: Run, params: Params, prepared: Path, classifier: Path, out: Path)
     tracked = TrainingRun(params, which, manifest, token, work)
     watch = Watch(work, params.train.budget, tracked)
     trainings = len(params.families) * len(params.seeds)
-    outcome = on_cluster(params, spec, trainings, watch)
+    try:
+        outcome = on_cluster(params, spec, trainings, watch)
+    except BaseException as error:  # Interrupted among them: it is no Exception
+        tracked.stop("KILLED" if isinstance(error, SystemExit) else "FAILED")
+        raise
     if "error" in outcome:
+        tracked.stop("FAILED")
         failure = FAILURES[outcome["error"]["kind"]]
         if failure is NonFiniteLoss:  # it would resume to the same end
             shutil.rmtree(work)
@@ -113,10 +119,9 @@ def _export(work: Path, out: Path, spec: dict[str, Any], outcome: dict[str, Any]
 
 def _key(spec: dict[str, Any], data_sha256: str) -> str:
     """Identity of a training: its parameters, its data and the code that runs it."""
-    here = Path(__file__).parent
-    family_file = Path(models.__file__).parent / f"{spec['family']}.py"
-    shared = ("base.py", "nn.py", "adversarial.py", "attention.py", "unet.py")
-    code = [family_file, *(family_file.with_name(n) for n in shared)]
+    here, families = Path(__file__).parent, Path(models.__file__).parent
+    own = sorted((families / spec["family"]).glob("*.py"))
+    code = [*own, *(families / f"{name}.py" for name in SHARED)]
     digest = hashlib.sha256(data_sha256.encode())
     judges = [here / "evaluation" / f"{n}.py" for n in JUDGES]
     for file in [*code, *judges, *sorted((here / "training").glob("*.py"))]:

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from models import FAMILIES
-from models.base import Batch, DataSpec, GenerativeModel, SourceSpec
+from models.base import GenerativeModel
+from models.data import Batch, DataSpec, SourceSpec
 from tasks.environment import prepare_environment
 from tasks.training.data import TrainData
 

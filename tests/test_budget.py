@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import Batch, GenerativeModel, OptimizerConfig, Phase
+from models.base import GenerativeModel, Phase
+from models.config import OptimizerConfig
+from models.data import Batch
 from tasks.errors import BadInput
 from tasks.params import load_params
 from tasks.training.checks import check

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.base import Batch, DataSpec, to_signed
 from models.cgan import CGAN, CGANConfig, label_rows
+from models.data import Batch, DataSpec, to_signed
 from tests.conftest import tiny_images
 
 CLASSES = DataSpec(shape=(1, 8, 8), levels=4, classes=("a", "b", "c"))

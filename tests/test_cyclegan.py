@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models import store
-from models.base import Batch, DataSpec, SourceSpec, to_signed
-from models.cyclegan import CycleGAN, CycleGANConfig, ImagePool
+from models.cyclegan import CycleGAN, CycleGANConfig
+from models.cyclegan.pool import ImagePool
+from models.data import Batch, DataSpec, SourceSpec, to_signed
 from tasks.training.config import Budget, TrainConfig
 from tasks.training.data import TrainData
 from tasks.training.loop import train

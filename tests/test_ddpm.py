@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.base import Batch, DataSpec
-from models.ddpm import DDPM, DDPMConfig, alpha_bars, discretised_gaussian_log_prob
+from models.data import Batch, DataSpec
+from models.ddpm import DDPM, DDPMConfig
+from models.ddpm.process import alpha_bars, discretised_gaussian_log_prob
 from models.unet import UNet
 from tests.conftest import TINY, tiny_images
 
@@ -30,7 +31,7 @@ def optimal(**changes: Any) -> DDPM:
     """The best model of independent pixels N(MEAN, SPREAD^2): its epsilon is known."""
     config = DDPMConfig(width=8, likelihood_draws=1000, **changes)
     model = DDPM(config, DataSpec(shape=(1, 4, 4), levels=LEVELS))
-    abar = model.alpha_bar
+    abar = model.process.alpha_bar
 
     def epsilon(x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         t = (time * model.config.timesteps / 1000).round().long()
@@ -75,9 +76,9 @@ def test_schedules_are_the_papers() -> None:
 
 
 def test_coarse_levels_begin_at_more_noise() -> None:
-    fine = DDPM(DDPMConfig(width=8), DataSpec(shape=(1, 8, 8), levels=256)).alpha_bar
+    fine = DDPM(DDPMConfig(width=8), DataSpec(shape=(1, 8, 8), levels=256)).process.alpha_bar
     assert torch.allclose(fine, alpha_bars("cosine", 1000), rtol=1e-12)
-    coarse = DDPM(DDPMConfig(width=8), DataSpec(shape=(1, 8, 8), levels=17)).alpha_bar
+    coarse = DDPM(DDPMConfig(width=8), DataSpec(shape=(1, 8, 8), levels=17)).process.alpha_bar
     assert float((1 - coarse[1]).sqrt()) == pytest.approx(0.3 * 2 / 16, rel=0.1)
     assert float(coarse[1000]) == pytest.approx(float(fine[1000]))
     assert len(coarse) == 1001
@@ -88,37 +89,39 @@ def test_coarse_levels_begin_at_more_noise() -> None:
 def test_posterior_is_bayes_rule(t: int, s: int) -> None:
     """q(x_s|x_t, x_0) from the product of q(x_t|x_s) and q(x_s|x_0), and q(x_t|x_0) itself."""
     model = small()
-    a, b = float(model.alpha_bar[t]), float(model.alpha_bar[s])
+    a, b = float(model.process.alpha_bar[t]), float(model.process.alpha_bar[s])
     x0, x = torch.randn(2, 1, 1, 8, 8).double().unbind(0)
     precision = (a / b) / (1 - a / b) + 1 / (1 - b)
     expected = math.sqrt(a / b) / (1 - a / b) * x + math.sqrt(b) / (1 - b) * x0
-    mean, variance = model.posterior(x0, x, torch.tensor([t]), torch.tensor([s]))
+    mean, variance = model.process.posterior(x0, x, torch.tensor([t]), torch.tensor([s]))
     assert float(variance) == pytest.approx(1 / precision, rel=1e-5)
     assert torch.allclose(mean, expected / precision, rtol=1e-4, atol=1e-5)
 
 
 def test_ddim_with_eta_one_and_every_step_is_ancestral() -> None:
     model = small(timesteps=40)
-    assert model.times(40) == list(range(40, -1, -1))
+    assert model.process.times(40) == list(range(40, -1, -1))
     x = torch.randn(6, 1, 8, 8)
     for time in (40, 17, 2):
         t = torch.full((6,), time)
         found = model.predict(x, t)
-        mean, sigma = model.ddim(found, x, t, t - 1, eta=1.0)
-        expected, variance = model.posterior(found.x0, x, t, t - 1)
+        mean, sigma = model.process.ddim(found, x, t, t - 1, eta=1.0)
+        expected, variance = model.process.posterior(found.x0, x, t, t - 1)
         assert torch.allclose(mean, expected, atol=1e-5)
         assert torch.allclose(sigma**2, variance)
     learned = small(timesteps=40, learned_variance=True)
     found = learned.predict(x, t)
-    _, sigma = learned.ddim(found, x, t, t - 1, eta=1.0)
-    assert torch.allclose(2 * sigma.log(), learned.log_variance(t, t - 1, found.mix), atol=1e-5)
+    _, sigma = learned.process.ddim(found, x, t, t - 1, eta=1.0)
+    assert torch.allclose(
+        2 * sigma.log(), learned.process.log_variance(t, t - 1, found.mix), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_samples_of_the_optimal_network_are_the_data(eta: float) -> None:
     torch.manual_seed(0)
     model = optimal()
-    x = model._denoise(torch.randn(400, 1, 4, 4), model.times(500), None, eta=eta)
+    x = model._denoise(torch.randn(400, 1, 4, 4), model.process.times(500), None, eta=eta)
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.02)
     assert float(x.std()) == pytest.approx(SPREAD, abs=0.015)
 

@@ -121,7 +121,7 @@ def test_workers_that_cannot_share_the_batch_stay_out_of_the_group(tmp_path: Pat
 @pytest.mark.pipeline
 @pytest.mark.timeout(300)
 def test_a_training_that_loses_a_node_goes_on_with_the_workers_that_are_left(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.cluster_utils import Cluster
 
@@ -147,6 +147,7 @@ def test_a_training_that_loses_a_node_goes_on_with_the_workers_that_are_left(
     }
     for name in ("elastic", "alone"):
         (tmp_path / name).mkdir()
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")  # see `launch`
     nodes = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )

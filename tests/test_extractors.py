@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.base import DataSpec
+from models.data import DataSpec
 from tasks import classifier as classifier_stage
 from tasks import features as stage
 from tasks import prepare

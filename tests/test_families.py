@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from models import FAMILIES, store
-from models.base import Batch, GenerativeModel
+from models.base import GenerativeModel
+from models.data import Batch
 from tests.conftest import conditions, suited_data, tiny_batch, tiny_images, tiny_model
 
 ODD_SHAPES = [(3, 9, 13), (1, 4, 4)]  # a family may declare itself unsuited to these alone
@@ -248,9 +249,9 @@ def test_gradients_of_gradients_survive_compilation(penalised: str) -> None:
         compiled(tiny_batch(8, model.data), phase.name)["loss"].backward()
 
 
-def test_every_family_names_its_paper_and_has_its_file(family: str, root: Path) -> None:
+def test_every_family_names_its_paper_and_has_its_folder(family: str, root: Path) -> None:
     cls = FAMILIES[family]
-    text = (root / "models" / f"{family}.py").read_text()
+    text = (root / "models" / family / "__init__.py").read_text()
     assert cls.__module__ == f"models.{family}"
     assert cls.paper.split(",")[0].split(" ")[0] in text
     assert issubclass(cls, nn.Module)

@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from models import flow_matching
-from models.base import Batch, DataSpec, noise_shard
-from models.flow_matching import (
-    FlowMatching,
-    FlowMatchingConfig,
-    exact_trace,
-    hutchinson,
-    transported,
-)
+from models.data import Batch, DataSpec
+from models.flow_matching import FlowMatching, FlowMatchingConfig, transported
+from models.flow_matching.divergence import exact_trace, hutchinson
+from models.noise import noise_shard
 from tests.conftest import TINY
 
 POINTS = DataSpec(shape=(2,), levels=256, modality="points")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.base import Batch, DataSpec, randn, to_signed
+from models.data import Batch, DataSpec, to_signed
 from models.gan import GAN, GANConfig
+from models.noise import randn
 
 DATA = DataSpec(shape=(1, 8, 8), levels=4)
 

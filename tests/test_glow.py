@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
-from models.base import Batch, DataSpec
-from models.glow import Glow, GlowConfig, _ActNorm, _InvertibleConv
+from models.data import Batch, DataSpec
+from models.glow import Glow, GlowConfig
+from models.glow.steps import ActNorm, InvertibleConv
 from tests.conftest import tiny_images
 
 SHAPES = [(1, 8, 8), (2, 8, 12), (3, 5, 7), (2, 4, 4)]
@@ -70,7 +71,7 @@ def test_first_batch_sets_every_actnorm() -> None:
     model = fresh((1, 8, 8), levels=256)
     x = tiny_images(32, model.data)
     outputs: dict[str, torch.Tensor] = {}
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, _ActNorm)}
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, ActNorm)}
     for name, norm in norms.items():
         norm.register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out}))
     assert not model.initialised
@@ -98,7 +99,7 @@ def test_evaluation_initialises_nothing() -> None:
 
 def test_invertible_convolution_starts_as_a_rotation() -> None:
     torch.manual_seed(0)
-    mix = _InvertibleConv(6)
+    mix = InvertibleConv(6)
     weight = mix(torch.eye(6)[:, :, None, None])[:, :, 0, 0].T.detach()
     assert torch.allclose(weight @ weight.T, torch.eye(6), atol=1e-5)
     assert not torch.allclose(weight.abs(), torch.eye(6), atol=0.1)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
-from models.base import Batch, DataSpec, dequantise
+from models.data import Batch, DataSpec
 from models.gmm import GMM, GMMConfig
+from models.noise import dequantise
 from tasks.training.worker import size
 from tests.conftest import tiny_images
 

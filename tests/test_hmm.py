@@ -9,7 +9,7 @@ import pytest
 import torch
 from hmmlearn.hmm import CategoricalHMM
 
-from models.base import Batch, DataSpec
+from models.data import Batch, DataSpec
 from models.hmm import HMM, HMMConfig
 from tests.conftest import tiny_images
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.base import Batch, DataSpec, SourceSpec, to_signed
+from models.data import Batch, DataSpec, SourceSpec, to_signed
 from models.inpainting import ChannelwiseLinear, Inpainting, InpaintingConfig
 from tests.conftest import tiny_images
 

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pathspec import PathSpec
 
-from tasks import jobs
+from tasks import job, jobs
 from tasks.errors import BadInput, Outage
 from tasks.jobs import ANSWER, REQUEST
 from tasks.params import ClusterConfig, override_params
@@ -134,6 +135,46 @@ def test_jobs_are_ended_when_asked_and_when_left_behind(
     with pytest.raises(json.JSONDecodeError if False else Exception):
         jobs.call(config(tmp_path), "x:y", [], key="mine", poll=lambda: True)
     assert client.stopped == ["mine", "job"]
+
+
+def answered(config: ClusterConfig, what: str) -> str:
+    if what == "bad":
+        raise BadInput("no such thing")
+    assert config.address is None
+    return what.upper()
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "answer", "status"),
+    [
+        ("good", {"result": "GOOD"}, 0),
+        ("bad", {"kind": "BadInput", "error": "no such thing"}, 1),
+    ],
+)
+def test_the_job_writes_its_answer(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked_for: str,
+    answer: dict[str, Any],
+    status: int,
+) -> None:
+    there = ClusterConfig().model_dump(mode="json")
+    request = {"function": "tests.test_jobs:answered", "cluster": there, "arguments": [asked_for]}
+    (tmp_path / REQUEST).write_text(json.dumps(request))
+    monkeypatch.setattr(sys, "argv", ["job", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        job.main()
+    assert ended.value.code == status
+    assert json.loads((tmp_path / ANSWER).read_text()) == answer
+
+
+def test_all_code_travels_and_nothing_else(root: Path) -> None:
+    left = PathSpec.from_lines("gitwildmatch", jobs.LEFT)
+    code = [p for d in ("tasks", "models", "flows") for p in (root / d).rglob("*.py")]
+    assert len(code) > 100
+    assert not [p for p in code if left.match_file(str(p.relative_to(root)))]
+    for name in ("data/prepared/train-00000.parquet", ".git/config", "mlflow.db", ".venv/x"):
+        assert left.match_file(name)
 
 
 @pytest.fixture(scope="module")

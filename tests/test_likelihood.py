@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.base import Config, DataSpec, GenerativeModel, OptimizerConfig
+from models.base import GenerativeModel
+from models.config import Config, OptimizerConfig
+from models.data import DataSpec
 from tasks.evaluation import anomaly, likelihood
 from tasks.evaluation.pictures import density, interpolations, latent_plane
 

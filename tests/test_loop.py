@@ -14,7 +14,10 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from models import FAMILIES
-from models.base import Batch, GenerativeModel, OptimizerConfig, Phase, randn
+from models.base import GenerativeModel, Phase
+from models.config import OptimizerConfig
+from models.data import Batch
+from models.noise import randn
 from tasks.training.candidates import load_best
 from tasks.training.comm import Comm
 from tasks.training.config import Budget, TrainConfig

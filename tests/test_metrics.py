@@ -19,7 +19,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure as torchmetrics_ssim,
 )
 
-from models.base import DataSpec
+from models.data import DataSpec
 from tasks.evaluation import classifier, features, fidelity, reconstruction
 
 

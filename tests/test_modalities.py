@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from models import FAMILIES, store
-from models.base import PLURALS, Batch, DataSpec, GenerativeModel
+from models.base import GenerativeModel
+from models.data import PLURALS, Batch, DataSpec
 from tasks.data.shards import Split
 from tasks.evaluation import pictures
 from tasks.evaluation.quality import Yardstick

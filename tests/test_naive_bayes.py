@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from models.base import Batch, DataSpec
+from models.data import Batch, DataSpec
 from models.naive_bayes import NaiveBayes, NaiveBayesConfig
 
 CLASSES = DataSpec(shape=(1, 2, 2), levels=3, classes=("a", "b", "never"))

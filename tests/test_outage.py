@@ -59,3 +59,26 @@ def test_a_locked_database_costs_a_warning_and_no_number(
     assert found is not None
     sent = client.get_metric_history(found, LOSS)
     assert [(m.step, m.value) for m in sent] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+
+
+def test_a_stopped_training_is_shown_as_stopped_until_it_goes_on(
+    run: tuple[tracking.TrainingRun, Path], tmp_path: Path
+) -> None:
+    training, _ = run
+
+    def status() -> str:
+        client = tracking.connect(training.params)
+        experiment = tracking.experiment_id(client, training.params.dataset.title)
+        found = tracking.find_run(client, experiment, tracking.KEY, "key")
+        assert found is not None
+        return str(client.get_run(found).info.status)
+
+    assert training.deliver(read_history(tmp_path / HISTORY))
+    assert status() == "RUNNING"
+    training.stop("KILLED")
+    assert status() == "KILLED"
+    again = tracking.TrainingRun(
+        training.params, training.which, training.manifest, "key", tmp_path
+    )
+    assert again.deliver(read_history(tmp_path / HISTORY))
+    assert status() == "RUNNING"

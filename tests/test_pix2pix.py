@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.base import Batch, DataSpec, SourceSpec, from_signed, to_signed
+from models.data import Batch, DataSpec, SourceSpec, from_signed, to_signed
 from models.pix2pix import Pix2Pix, Pix2PixConfig
 from tasks.training.config import Budget, TrainConfig
 from tasks.training.data import TrainData

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from models.base import Batch, DataSpec
+from models.data import Batch, DataSpec
 from models.pixelcnn import PixelCNN, PixelCNNConfig
 
 SMALL = {"width": 6, "layers": 3, "first_kernel": 5, "kernel": 3, "hidden": 7}

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.base import Batch, DataSpec
-from models.pixelrnn import KINDS, PixelRNN, PixelRNNConfig, Scan, draw
+from models.data import Batch, DataSpec
+from models.pixelrnn import KINDS, PixelRNN, PixelRNNConfig
+from models.pixelrnn.lstm import Scan
+from models.pixelrnn.sampling import draw
 
 KIND = pytest.mark.parametrize("kind", sorted(KINDS))
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.base import Batch, Config, DataSpec, GenerativeModel, SourceSpec
+from models.base import GenerativeModel
+from models.config import Config
+from models.data import Batch, DataSpec, SourceSpec
 from tasks.data.shards import Split
 from tasks.evaluation import conditions, real, translation
 from tasks.evaluation.classifier import Classifier, fit

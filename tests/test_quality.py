@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.base import Config, DataSpec, GenerativeModel, from_signed, from_unit
+from models.base import GenerativeModel
+from models.config import Config
+from models.data import DataSpec, from_signed, from_unit
 from tasks.data.shards import Split
 from tasks.evaluation import extractors, fidelity, floors, pictures, protocol, real
 from tasks.evaluation.classifier import Classifier, predict

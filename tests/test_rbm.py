@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.base import Batch, DataSpec
+from models.data import Batch, DataSpec
 from models.rbm import RBM, RBMConfig
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from models.base import DataSpec
+from models.data import DataSpec
 from models.realnvp import RealNVP, RealNVPConfig
 
 SMALL = RealNVPConfig(width=4, blocks=1, point_couplings=4, hidden=16)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from models import FAMILIES, store
-from models.base import DataSpec, SourceSpec
+from models.data import DataSpec, SourceSpec
 from tasks import packaging, serving
 from tasks.errors import BadInput
 from tasks.packaging import log_model
@@ -130,6 +130,20 @@ def stored() -> Path:
     source = mlflow.MlflowClient().get_model_version("digits-naive_bayes", "1").source
     location = mlflow.get_logged_model(source.removeprefix("models:/")).artifact_location
     return Path(location.removeprefix("file://"))
+
+
+def test_the_code_of_all_families_travels_with_a_model(
+    registered: tuple[Params, str], root: Path
+) -> None:
+    """With their folders, and as it is in the project: nothing compiled."""
+
+    def code(folder: Path) -> dict[str, bytes]:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    sources = {k: v for k, v in code(root / "models").items() if k.endswith(".py")}
+    assert "pixelrnn/lstm.py" in sources
+    assert code(stored() / "code/models") == sources
 
 
 def test_what_was_registered_is_fetched_once_and_samples(registered: tuple[Params, str]) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.base import Batch, DataSpec, from_signed, to_signed
+from models.data import Batch, DataSpec, from_signed, to_signed
 from models.stackgan import StackGAN, StackGANConfig
 from tests.conftest import tiny_images
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from models.base import Batch, DataSpec
+from models.data import Batch, DataSpec
 from tasks import prepare
 from tasks.data import blocks, shards
 from tasks.data.config import DatasetConfig

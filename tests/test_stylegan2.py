@@ -15,18 +15,12 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
-from models.base import Batch, DataSpec, from_signed, noise_shard
-from models.stylegan2 import (
-    FIR,
-    Deviation,
-    StyleGAN2,
-    StyleGAN2Config,
-    augment,
-    mix,
-    modulated_conv,
-    path_lengths,
-    r1_penalty,
-)
+from models.data import Batch, DataSpec, from_signed
+from models.noise import noise_shard
+from models.stylegan2 import StyleGAN2, StyleGAN2Config, mix
+from models.stylegan2.augmentation import augment
+from models.stylegan2.networks import FIR, Deviation, modulated_conv
+from models.stylegan2.regularisers import path_lengths, r1_penalty
 from tasks.training.config import Budget, TrainConfig
 from tasks.training.data import TrainData
 from tasks.training.loop import train

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.attention import Decoder, _draw
-from models.base import DataSpec
+from models.data import DataSpec
 from models.transformer import Transformer, TransformerConfig
 
 IMAGES = DataSpec(shape=(2, 4, 6), levels=2, classes=("a", "b"))

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.base import Config, DataSpec, GenerativeModel
+from models.base import GenerativeModel
+from models.config import Config
+from models.data import DataSpec
 from tasks.data.shards import Split
 from tasks.evaluation.usefulness import UsefulnessConfig, measure
 

@@ -11,8 +11,9 @@ import torch
 from torch import distributions
 
 from models import vae
-from models.base import Batch, DataSpec, noise_shard, to_signed
+from models.data import Batch, DataSpec, to_signed
 from models.nn import discretised_logistic_log_prob
+from models.noise import noise_shard
 from models.vae import VAE, VAEConfig
 from tasks.training.config import Budget, TrainConfig
 from tasks.training.data import TrainData

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tasks.reporting.note import note
 from tasks.reporting.verdict import best, verdict
 
 
@@ -122,3 +123,23 @@ def test_failures_are_told_and_nothing_is_claimed_where_nothing_finished() -> No
     alone = said([scored("dcgan", 2.0, coverage=0.9, precision=0.9)])
     assert "Only dcgan was measured" in alone
     assert "Sharpest" not in alone
+
+
+def test_the_note_is_a_table_in_markdown_and_leaves_out_what_nobody_has() -> None:
+    rows = [
+        scored("dcgan", 2.0, rank=1, bits_per_dim=float("nan")),
+        scored("vae", 6.0, rank=2, psnr=21.04),
+        {"family": "gan", "status": "failed", "reason": "loss is nan", "rank": None},
+    ]
+    text = note(rows, "digits", "2,000 steps")
+    assert text.startswith("- For digits at 2,000 steps: dcgan is closest to the data")
+    table = text[text.index("| #") :].splitlines()
+    assert table == [
+        "| # | family | Fréchet distance | PSNR, dB |",
+        "| --- | --- | --- | --- |",
+        "| 1 | dcgan | 2.00 ± 0.10 | - |",
+        "| 2 | vae | 6.00 ± 0.10 | 21.0 |",
+        "| - | gan | - | - |",
+        "",
+        "- gan: loss is nan",
+    ]

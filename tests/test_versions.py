@@ -119,7 +119,7 @@ def test_a_clean_clone_has_nothing_to_do(project: Path, tmp_path: Path) -> None:
 def test_a_version_alone_is_retrained_to_the_same_metrics(project: Path, tmp_path: Path) -> None:
     """Other code, other parameters, no prepared data and no cache here by now: only a remote."""
     kept = tmp_path / "cache"
-    with (project / "models/vae.py").open("a") as file:
+    with (project / "models/vae/__init__.py").open("a") as file:
         file.write("\nVAE.losses = None  # not the code of this version\n")
     git(project, "commit", "-qam", "other code")
     changes = {"models.vae.latent_dim": 4, "train.batch_size": 8}

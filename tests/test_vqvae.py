@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from models.base import Batch, DataSpec
+from models.data import Batch, DataSpec
 from models.vqvae import FLOOR, VQVAE, VQVAEConfig, perplexity, straight_through
 from tests.conftest import TINY, tiny_images
 
@@ -111,7 +111,7 @@ def test_the_encoders_gradient_is_the_decoders_plus_the_commitment() -> None:
     x = tiny_images(3)
     z = model.features(x).detach()
     quantised = model.codebook[model.nearest(z)].requires_grad_()
-    (-model.log_likelihood(x, quantised).mean()).backward()
+    (-model.decoder.log_likelihood(x, quantised).mean()).backward()
     assert quantised.grad is not None
     expected = quantised.grad + 0.7 * 2 * (z - quantised.detach()) / (3 * 16)
     received: list[Any] = []
@@ -184,7 +184,9 @@ def exact(model: VQVAE, x: torch.Tensor, label: torch.Tensor | None) -> torch.Te
     prior = model.prior.log_prob(grids, labels)
     assert float(prior.exp().sum()) == pytest.approx(1.0, abs=1e-5)
     quantised = model.codebook[grids]
-    parts = [model.log_likelihood(image.expand(len(grids), -1, -1, -1), quantised) for image in x]
+    parts = [
+        model.decoder.log_likelihood(image.expand(len(grids), -1, -1, -1), quantised) for image in x
+    ]
     return torch.logsumexp(torch.stack(parts) + prior, 1)
 
 
@@ -211,7 +213,7 @@ def test_without_a_label_the_classes_are_averaged() -> None:
         codes = model.encode(x)
         parts = [model.prior.log_prob(codes, torch.full((len(x),), y)).exp() for y in (0, 1)]
         expected = ((parts[0] + parts[1]) / 2).log()
-        expected += model.log_likelihood(x, model.codebook[codes])
+        expected += model.decoder.log_likelihood(x, model.codebook[codes])
         assert not torch.allclose(parts[0], parts[1], rtol=0.1)
         assert torch.allclose(model.log_prob(x), expected, rtol=1e-5)
 

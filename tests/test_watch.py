@@ -10,7 +10,7 @@ import mlflow
 import pytest
 import torch
 
-from tasks.tracking import send_history
+from tasks.delivery import send_history
 from tasks.training.candidates import Candidates
 from tasks.training.config import Budget
 from tasks.training.history import HISTORY, Journal, read_history

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.base import Batch, DataSpec, rand, randn, to_signed
+from models.data import Batch, DataSpec, to_signed
+from models.noise import rand, randn
 from models.wgan import WGAN, WGANConfig
 from models.wgan_gp import WGANGP, gradient_penalty
 from tasks.training.config import Budget, TrainConfig

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from models.base import DataSpec
+from models.data import DataSpec
 
 SCHEMA = pa.schema(
     [("x", pa.binary()), ("label", pa.int64()), ("source", pa.binary()), ("text", pa.string())]

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from models.base import Config, DataSpec, Modality, Positive, SourceSpec
+from models.config import Config, Positive
+from models.data import DataSpec, Modality, SourceSpec
 from tasks.data.archives import is_archive, open_archive
 
 Share = Annotated[float, Field(gt=0, lt=1)]

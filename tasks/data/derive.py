@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.base import SourceSpec
+from models.data import SourceSpec
 from tasks.data.config import DatasetConfig
 from tasks.data.sources import Raw
 from tasks.errors import BadInput

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 import fsspec
 import numpy as np
 
-from models.base import SourceSpec
+from models.data import SourceSpec
 from tasks.data.config import DatasetConfig
 from tasks.data.images import Pixels, list_files, read_images, refuse, resize, stack
 from tasks.data.sources import Raw

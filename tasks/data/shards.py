@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.base import DataSpec
+from models.data import DataSpec
 from tasks.data.blocks import Block, blocks, columns, read_blocks, write_shard
 from tasks.data.config import DatasetConfig
 from tasks.data.sources import Raw

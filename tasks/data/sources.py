@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.base import Modality, SourceSpec
+from models.data import Modality, SourceSpec
 from tasks.data.archives import unzipped
 from tasks.data.config import DEFAULT_PATH, DatasetConfig
 from tasks.errors import BadInput

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.base import log_mean_exp
+from models.nn import log_mean_exp
 
 LogLikelihood = Callable[[Tensor], Tensor]  # z [N, D] -> log p(x_n | z_n), nats, [N]
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from models.base import DataSpec, GenerativeModel
+from models.base import GenerativeModel
+from models.data import DataSpec
 from tasks.evaluation.likelihood import nats, taken
 
 Images = NDArray[np.uint8]

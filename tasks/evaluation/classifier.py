@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.base import DataSpec, to_signed
+from models.data import DataSpec, to_signed
 from models.nn import pyramid
 
 TURNS = 4

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from models.base import Config, GenerativeModel, Positive, from_signed, to_signed
+from models.base import GenerativeModel
+from models.config import Config, Positive
+from models.data import from_signed, to_signed
 from tasks.evaluation import ais
 
 Images = NDArray[np.uint8]

@@ -17,7 +17,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     FeatureExtractorInceptionV3,
 )
 
-from models.base import DataSpec
+from models.data import DataSpec
 from models.store import file_sha256
 from tasks.errors import BadInput
 from tasks.evaluation import registered

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.base import DataSpec, GenerativeModel
+from models.base import GenerativeModel
+from models.data import DataSpec
 from tasks.data.shards import Split
 from tasks.evaluation.translation import naive
 from tasks.pictures import histogram, save_grid, save_plane, show

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.base import GenerativeModel, counting_nans
+from models.base import GenerativeModel
+from models.data import counting_nans
 from tasks.data.shards import Split
 from tasks.evaluation import (
     anomaly,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.base import PLURALS
+from models.data import PLURALS
 from tasks.data.shards import Split
 from tasks.evaluation import classifier, fidelity
 from tasks.evaluation.features import Extractor, logits

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.base import DataSpec
+from models.data import DataSpec
 from models.store import file_sha256
 from tasks.errors import BadInput, nearest
 from tasks.evaluation.features import Extractor

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.base import GenerativeModel, counting_nans
+from models.base import GenerativeModel
+from models.data import counting_nans
 from tasks.evaluation import classifier, reconstruction, translation
 from tasks.evaluation.measured import Measured
 from tasks.evaluation.quality import Yardstick

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.base import DataSpec, SourceSpec
+from models.data import DataSpec, SourceSpec
 from tasks.data.derive import resized
 from tasks.evaluation import reconstruction
 from tasks.evaluation.features import Extractor

@@ -15,7 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.base import Config, GenerativeModel, Positive
+from models.base import GenerativeModel
+from models.config import Config, Positive
 from tasks.data.shards import Split
 from tasks.evaluation import classifier, conditions
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from models.base import DataSpec
+from models.data import DataSpec
 from tasks.reporting import figures, leaderboard, table
 from tasks.reporting.leaderboard import load_histories
 from tasks.reporting.verdict import verdict

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from models import FAMILIES
-from models.base import DataSpec
+from models.data import DataSpec
 from tasks.errors import BadInput
 from tasks.params import Params
 from tasks.training.data import check_batch

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from models.base import Config, Positive
+from models.config import Config, Positive
 
 
 class Budget(Config):

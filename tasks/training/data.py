@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.base import Batch
+from models.data import Batch
 from tasks.training.comm import Comm
 from tasks.training.order import Order, place
 

@@ -13,7 +13,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.base import GenerativeModel, noise_shard
+from models.base import GenerativeModel
+from models.noise import noise_shard
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
 from tasks.training.data import Data, batch_on

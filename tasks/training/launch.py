@@ -66,7 +66,10 @@ def launch(
             storage_path=str(directory / "ray"),
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=ray.train.FailureConfig(
-                max_failures=max_failures, controller_failure_limit=0
+                max_failures=max_failures,
+                # Ray learns of a lost node up to 20 s late, and until then starts an elastic
+                # group that has no room for all, which fails after a minute
+                controller_failure_limit=0 if isinstance(cluster.workers, int) else max_failures,
             ),
         ),
     )

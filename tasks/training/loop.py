@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from models.base import GenerativeModel, noise_shard
+from models.base import GenerativeModel
+from models.noise import noise_shard
 from tasks.training.checkpoint import Checkpoints, StorageFailed
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig

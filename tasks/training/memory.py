@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from models.base import DataSpec, GenerativeModel
+from models.base import GenerativeModel
+from models.data import DataSpec
 from tasks.data import shards
 from tasks.data.blocks import blocks, columns, row_bytes
 from tasks.errors import BadInput

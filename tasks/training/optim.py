@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.base import OptimizerConfig
+from models.config import OptimizerConfig
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.base import Batch, DataSpec
+from models.data import Batch, DataSpec
 from tasks.data import blocks
 from tasks.data.blocks import Block
 from tasks.training.comm import Comm

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.base import Batch, GenerativeModel, Phase
+from models.base import GenerativeModel, Phase
+from models.data import Batch
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
 from tasks.training.optim import learning_rate, make_optimizer, resolve_precision

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.base import Batch, DataSpec, GenerativeModel
+from models.base import GenerativeModel
+from models.data import Batch, DataSpec
 from tasks.data import shards
 from tasks.data.shards import Split
 from tasks.evaluation import conditions
