@@ -22,7 +22,7 @@ def main() -> None:
         if not (project / "prefect.yaml").is_file():
             raise BadInput(f"{project}: no prefect.yaml here; run it in the project's folder")
         started = time.monotonic()
-        print("starting; this takes about a minute", flush=True)
+        print("starting; this takes half a minute", flush=True)
         try:
             with topology(project, cpus) as there:
                 _describe(there, time.monotonic() - started)

@@ -18,7 +18,7 @@ from infra.local.process import HOST, Server
 from infra.local.servers import Topology
 from tests import projects
 
-PATIENCE_S = 240
+PATIENCE_S = 400  # of two cores
 Run = dict[str, Any]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 

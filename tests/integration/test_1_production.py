@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import psutil
 
@@ -76,17 +79,31 @@ def test_postgresql_has_the_runs(production: Production, trained: tuple[Run, Run
     assert steps[-1] == (20,)
 
 
-def test_s3_has_the_models_and_what_dvc_keeps(
-    production: Production, trained: tuple[Run, Run]
-) -> None:
+def test_s3_has_the_models(production: Production, trained: tuple[Run, Run]) -> None:
     there = stored(production, "mlflow")
     assert any(key.endswith("/MLmodel") for key in there)
     assert any(key.endswith(".safetensors") for key in there)
     assert not list(production.path.glob("mlruns*"))
-    cache = production.path / ".dvc/cache"
-    kept = {str(path.relative_to(cache)): path for path in cache.glob("files/md5/*/*")}
-    assert len(kept) >= 10
-    assert stored(production, "dvc") == {name: path.read_bytes() for name, path in kept.items()}
+
+
+def test_another_machine_pulls_what_the_run_pushed(
+    production: Production, trained: tuple[Run, Run], tmp_path: Path
+) -> None:
+    kept = ("data/prepared", "artifacts/classifier", "artifacts/train", "artifacts/evaluate")
+    without = {".genarena", "cache", "tmp", *(Path(name).name for name in kept)}
+    there = tmp_path / "clone"
+    shutil.copytree(
+        production.path, there, symlinks=True, ignore=lambda _, names: without & set(names)
+    )
+    done = replace(production, path=there).run("dvc", "pull")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in kept:
+        files = [path for path in (production.path / name).rglob("*") if path.is_file()]
+        pulled = [path for path in files if path.name != ".gitkeep"]
+        assert pulled, name
+        for path in pulled:
+            other = there / path.relative_to(production.path)
+            assert other.read_bytes() == path.read_bytes(), other
 
 
 def stored(production: Production, bucket: str) -> dict[str, bytes]:

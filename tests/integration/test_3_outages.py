@@ -16,12 +16,12 @@ from tests.integration.production import PATIENCE_S, Production, Run
 
 AWAY_S = 60  # a minute without MLflow
 QUICK_S = 15
-STEPS, INTERVAL = 1200, 50
+STEPS, INTERVAL = 5000, 100
 LONG = {
     "families": ["vae"],
     "train.budget": {"steps": STEPS},
     "train.checkpoint_every": INTERVAL,
-    "train.validate_every": 400,
+    "train.validate_every": 1000,
     "train.log_every": 10,
 }
 
