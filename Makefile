@@ -54,6 +54,26 @@ test-integration: $(BIN)/.installed-infra  ## The same servers as in production,
 servers: $(BIN)/.installed-infra  ## Those servers in the foreground, for this folder, until Ctrl-C
 	@python -m infra.local
 
+BENCH := .venv-bench/bin
+RESULTS := .genarena/bench
+ROUNDS ?= 5
+
+$(BENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
+	test -x $(BENCH)/python || $(PYTHON) -m venv .venv-bench
+	$(BENCH)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BENCH)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps -r benchmarks/requirements.txt
+	touch $@
+
+.PHONY: bench
+bench: install $(BENCH)/.installed  ## Ratios against other libraries, side by side; 40 minutes, on an idle machine
+	$(BIN)/python -m benchmarks.start --json $(RESULTS)/start.json
+	$(BENCH)/python -m benchmarks.data_path --rounds $(ROUNDS) --json $(RESULTS)/data_path.json
+	$(BENCH)/python -m benchmarks.overhead --json $(RESULTS)/overhead.json
+	$(BENCH)/python -m benchmarks.overhead --memory --families vae --rounds $(ROUNDS) --json $(RESULTS)/memory.json
+	$(BENCH)/python -m benchmarks.training --rounds $(ROUNDS) --json $(RESULTS)/training.json
+	$(BENCH)/python -m benchmarks.ddim --rounds $(ROUNDS) --json $(RESULTS)/ddim.json
+	$(BIN)/python -m benchmarks.orchestration --json $(RESULTS)/orchestration.json
+
 .PHONY: ui
 ui: install  ## MLflow UI and Prefect UI on localhost
 	@genarena ui

@@ -1,0 +1,148 @@
+"""Training throughput against the libraries that people use, one family after the other.
+
+    .venv-bench/bin/python -m benchmarks.training --json training.json
+    .venv-bench/bin/python -m benchmarks.training --families vae dcgan --seconds 2 --rounds 2
+
+Same data, same sizes of layers, same batch size, same optimiser, two threads. Ours is the loop as
+a worker runs it, with its moving average, its clipping, its log; the peers run in their own
+trainers or in the loop that their documentation shows (`peers.py`, `plain.py`), in fp32 as it is
+there. Ours is measured in fp32 and, where the processor has it, in bf16, which is then what
+`train.precision: auto` trains in. Each family has a process of its own, in which the contenders
+take turns; what starts a training is not counted, on either side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import digits, peers, plain
+from benchmarks.pairs import Row, alternate, arguments, child, report, versions
+from models import store
+from models.base import GenerativeModel
+from models.data import DataSpec
+from tasks.training.config import Budget, TrainConfig
+from tasks.training.data import TrainData
+from tasks.training.loop import train
+from tasks.training.optim import resolve_precision, set_up_torch
+
+BINARY = {"vae", "pixelcnn", "transformer"}  # levels of their data: what the peer can model too
+PEERS: dict[str, Callable[..., peers.Peer]] = {
+    "vae": peers.pythae,
+    "realnvp": peers.normflows,
+    "glow": peers.normflows,
+    "flow_matching": peers.torchcfm,
+    "flow_matching/own": partial(peers.torchcfm, own=True),
+    "ddpm": peers.denoising_diffusion,
+    "ddpm/own": partial(peers.denoising_diffusion, own=True),
+    "dcgan": plain.dcgan,
+    "wgan_gp": plain.wgan_gp,
+    "pixelcnn": plain.pixelcnn,
+    "transformer": plain.transformer,
+}
+GOALS = {"fp32": 1.3, "bf16": 2.0}
+WARM = 12  # steps of the first, uncounted training of each
+
+
+def ours(model: GenerativeModel, data: TrainData, batch: int, precision: str, steps: int) -> float:
+    """Images per second of the loop's own records, by the clock on the wall between them."""
+    every = max(1, min(20, steps // 4))
+    config = TrainConfig(
+        batch_size=batch,
+        budget=Budget(steps=steps),
+        precision=precision,
+        log_every=every,
+        validate_every=10**9,
+        checkpoint_every=10**9,
+    )
+    seen: list[tuple[float, int]] = []
+
+    def note(record: dict[str, Any]) -> None:
+        seen.append((time.perf_counter(), record["images"]))
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(model, data, config, Path(folder), on_record=note)
+    (begun, first), (ended, last) = seen[0], seen[-1]
+    return (last - first) / (ended - begun)
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All contenders of one family; images per second in each round, and parameters."""
+    set_up_torch(options.threads)
+    torch.manual_seed(0)
+    family = name.partition("/")[0]
+    binary = family in BINARY
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        told = digits.lay_out(root, options.mnist)
+        x, label = digits.levels(root, binary=binary)
+        data = TrainData(x, label)
+        spec = DataSpec(shape=(1, 28, 28), levels=2 if binary else 256)
+        model = store.build(family, {}, spec.model_dump(mode="json"))
+        peer = PEERS[name](copy.deepcopy(model), root, options.batch)
+        precisions = ["fp32"]
+        if resolve_precision("auto", torch.device("cpu")) == "bf16":
+            precisions.append("bf16")
+        runs: dict[str, Callable[[int], float]] = {"theirs": peer.train}
+        runs |= {p: partial(ours, model, data, options.batch, p) for p in precisions}
+        steps = {}
+        for contender, run in runs.items():  # warms up, and says how long a step takes
+            per_second = run(WARM) / options.batch
+            steps[contender] = max(WARM, round(options.seconds * per_second))
+        turns = {who: partial(run, steps[who]) for who, run in runs.items()}
+        rates = alternate(turns, options.rounds, name)
+    return {
+        "rates": rates,
+        "steps": steps,
+        "peer": peer.name,
+        "parameters": {"ours": peers.count(model), "theirs": peer.parameters},
+        "data": told,
+    }
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--families", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=4, help="of each training")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(options.child, options)))
+        return
+    words = [f"--{name}={getattr(options, name)}" for name in ("rounds", "threads", "batch")]
+    words.append(f"--seconds={options.seconds}")
+    words += [f"--mnist={options.mnist}"] if options.mnist else []
+    rows, data = [], ""
+    for name in options.families:
+        found = child("benchmarks.training", f"--child={name}", *words)
+        data, (mine, other) = found["data"], found["parameters"].values()
+        for precision in (p for p in GOALS if p in found["rates"]):
+            rows.append(
+                Row(
+                    f"{name.partition('/')[0]}, {precision}",
+                    "images/s",
+                    found["rates"][precision],
+                    found["rates"]["theirs"],
+                    GOALS[precision],
+                    f"{found['peer']}, fp32",
+                    note=f"{mine:,} and {other:,} parameters",
+                    details={"steps": found["steps"]},
+                )
+            )
+        known = versions("torch", "pythae", "normflows", "torchcfm", "denoising-diffusion-pytorch")
+        title = f"Training: batches of {options.batch}, {data}"
+        report(title, rows, options, versions=known)  # after each, so that a stop loses nothing
+
+
+if __name__ == "__main__":
+    main()
