@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -88,8 +89,7 @@ def on_worker(
         str(results / folder.path.name) if isinstance(folder, Output) else shared(config, folder)
         for folder in folders
     ]
-    name = f"{function.__module__}:{function.__qualname__}"
-    kind = f"{type(settings).__module__}:{type(settings).__qualname__}"
+    name, kind = spelled(function), spelled(type(settings))
     known = settings.model_dump(mode="json")
     try:
         answer = call(config, "tasks.job:on_worker", [name, kind, known, there])
@@ -99,6 +99,14 @@ def on_worker(
     finally:
         shutil.rmtree(results, ignore_errors=True)
     return answer
+
+
+def spelled(thing: Any) -> str:
+    """`module:name` of a function or class, by which another process finds it: a module that is
+    run has another name there."""
+    module = sys.modules[thing.__module__]
+    spec = module.__spec__ if thing.__module__ == "__main__" else None
+    return f"{spec.name if spec else thing.__module__}:{thing.__qualname__}"
 
 
 def storage(config: ClusterConfig) -> Path:
