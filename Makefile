@@ -65,7 +65,7 @@ $(BENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	touch $@
 
 .PHONY: bench
-bench: install $(BENCH)/.installed  ## Ratios against other libraries, side by side; 40 minutes, on an idle machine
+bench: install $(BENCH)/.installed  ## Ratios against other libraries, side by side, on an idle machine
 	$(BIN)/python -m benchmarks.start --json $(RESULTS)/start.json
 	$(BENCH)/python -m benchmarks.data_path --rounds $(ROUNDS) --json $(RESULTS)/data_path.json
 	$(BENCH)/python -m benchmarks.overhead --json $(RESULTS)/overhead.json
@@ -81,4 +81,4 @@ ui: install  ## MLflow UI and Prefect UI on localhost
 .PHONY: clean
 clean:  ## Remove what runs have made (data, models, reports, runs); keeps .venv
 	rm -rf .genarena data/prepared artifacts/classifier artifacts/features artifacts/registry.json artifacts/train/*/ artifacts/evaluate/*/ \
-	  metrics/*.json reports/leaderboard.* mlflow.db mlruns dvc.lock .dvc/cache .dvc/tmp samples
+	  metrics/*.json reports/leaderboard.* mlflow.db mlruns dvc.lock .dvc/cache .dvc/tmp samples data/generated

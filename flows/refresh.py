@@ -46,8 +46,12 @@ def refresh(pull: bool = True, push: bool = True) -> State[Any]:
         except Outage as error:
             return Failed(message=str(error))
         logger.info(_show(before))
-        if push:
-            logger.info(dvc.push())
+        try:
+            if push:
+                logger.info(dvc.push())
+        except Outage as error:
+            logger.error(str(error))
+            return state if state.is_failed() else Failed(message=f"{error}; what ran is kept here")
         return state
 
 

@@ -59,7 +59,7 @@ def _pair(option: str) -> tuple[str, str]:
 
 def _write(samples: Any, folder: Path) -> str:
     """Images to PNG files, texts to text files (and to the terminal), points to one table."""
-    from PIL import Image
+    from tasks.storing import save
 
     if samples.dtype == object:
         for number, text in enumerate(samples):
@@ -72,8 +72,7 @@ def _write(samples: Any, folder: Path) -> str:
         (folder / "points.csv").write_text("\n".join(["x,y", *lines]) + "\n")
         return f"{len(samples)} points"
     for number, image in enumerate(samples):
-        pixels = image[..., 0] if image.shape[-1] == 1 else image
-        Image.fromarray(pixels).save(folder / f"{number:05d}.png")
+        save(folder / f"{number:05d}.png", image)
     return f"{len(samples)} images"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from tasks.errors import BadInput, Outage
 from tasks.params import ClusterConfig
 
+LOCAL = "local"  # a Ray of our own
 LOST = (  # Ray's errors when a node, a worker's process or the connection is gone
     "ActorDiedError",
     "ActorUnschedulableError",
@@ -43,6 +44,15 @@ def nodes_lost(error: BaseException) -> bool:
     return isinstance(error, kinds) or any(nodes_lost(one) for one in of_workers.values())
 
 
+def given_address(config: ClusterConfig) -> str:
+    """`cluster.address`, else RAY_ADDRESS, else `LOCAL`.
+
+    Without any, Ray would join whatever `ray start` left on this machine, and wait for ever where
+    that is gone.
+    """
+    return config.address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[str]:
     """Connected to Ray for the length of the block; yields the cluster's address.
@@ -54,14 +64,12 @@ def connected(config: ClusterConfig) -> Iterator[str]:
         BadInput: the cluster wants another token.
         Outage: nothing answers at the address.
     """
-    # "local": without an address Ray would join whatever `ray start` left on this machine, and
-    # wait for ever where that is gone
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = given_address(config)
     if address.startswith("http"):  # of its Jobs API: this machine is no node (`tasks.jobs`)
         yield address
         return
     local = {}
-    if address == "local":
+    if address == LOCAL:
         if "ray" in sys.modules and "RAY_AUTH_TOKEN" not in os.environ:
             raise RuntimeError("import ray inside connected(): it reads its token when imported")
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -15,7 +15,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tasks.errors import BadInput
+from tasks.errors import BadInput, Outage
 
 LOCK = Path("dvc.lock")
 BUSY_TRIES, BUSY_WAIT_S = 60, 2.0
@@ -79,13 +79,15 @@ def has_remote() -> bool:
 
 
 def pull(path: str) -> str:
-    """Fetch the data at `path` where it is tracked by a `.dvc` file; what came of it, in words."""
+    """Fetch the data at `path` where it is tracked by a `.dvc` file; what came of it, in words.
+
+    Raises Outage where it cannot be had: what is here may be old.
+    """
     if "://" in path or not (files := tracked(Path(path))):
         return f"{path} is not tracked by DVC: taken as it is"
     if not has_remote():
         return f"no DVC remote: {path} is taken as it is"
-    done = _dvc("--wait-for-lock", "pull", *map(str, files))
-    return f"dvc pull {path}: {_last(done)}"
+    return _moved(f"dvc pull {path}", _dvc("--wait-for-lock", "pull", *map(str, files)))
 
 
 def tracked(path: Path) -> list[Path]:
@@ -95,10 +97,20 @@ def tracked(path: Path) -> list[Path]:
 
 
 def push() -> str:
-    """Send what the last run made to the remote, if there is one; what came of it, in words."""
+    """Send what the last run made to the remote, if there is one; what came of it, in words.
+
+    Raises Outage where it does not get there.
+    """
     if not has_remote():
         return "no DVC remote: nothing is pushed"
-    return f"dvc push: {_last(_dvc('--wait-for-lock', 'push'))}"
+    return _moved("dvc push", _dvc("--wait-for-lock", "push"))
+
+
+def _moved(what: str, done: subprocess.CompletedProcess[str]) -> str:
+    told = f"{what}: {_last(done)}"
+    if done.returncode:
+        raise Outage(told)
+    return told
 
 
 def add(path: Path) -> Path:

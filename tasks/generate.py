@@ -23,6 +23,7 @@ from tasks import dvc, jobs, packaging, stage, versions
 from tasks.cluster import connected, families_at_once, worker_resources
 from tasks.drawing import GenerateSettings, Request, checked, draw_slice, drawn, requests
 from tasks.errors import BadInput
+from tasks.invalid import first_line
 from tasks.params import Params, load_params
 from tasks.storing import Samples, Store
 
@@ -122,9 +123,7 @@ def main() -> None:
         try:
             settings = GenerateSettings.model_validate_json(args.settings)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "--settings"
-            raise BadInput(f"{where}: {first['msg']}, got {first['input']!r}") from error
+            raise BadInput(f"--settings: {first_line(error, GenerateSettings)}") from error
         done = run(load_params(), settings)
         print(f"{done['samples']:,} samples in {done['folder']}; git add {done['dvc']}")
 

@@ -45,7 +45,7 @@ class Output(NamedTuple):
 
 def http_address(config: ClusterConfig) -> str | None:
     """Of the Jobs API, where Ray is to be reached so: by `cluster.address`, else RAY_ADDRESS."""
-    address = config.address or os.environ.get("RAY_ADDRESS") or ""
+    address = cluster.given_address(config)
     return address if address.startswith(("http://", "https://")) else None
 
 
@@ -60,17 +60,16 @@ def for_stages(config: ClusterConfig) -> Iterator[tuple[str, int]]:
     Raises:
         BadInput: it cannot hold one family.
     """
-    given = config.address or os.environ.get("RAY_ADDRESS")
-    if http_address(config):
-        places = int(call(config, "tasks.job:families_at_once", []))
-        yield str(given), places
+    if over_http := http_address(config):
+        yield over_http, int(call(config, "tasks.job:families_at_once", []))
         return
+    ours = cluster.given_address(config) == cluster.LOCAL
     with cluster.connected(config) as address:
         cluster.wait_for_room(config)
         places = cluster.families_at_once(config)
-        if not given:
+        if ours:
             yield address, places
-    if given:
+    if not ours:
         yield address, places
 
 

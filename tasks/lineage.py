@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PROJECT, FACTS = "project", "lineage.json"  # folder beside the checkpoints; its summary
 LOCK = Path("dvc.lock")
 OUTS = ("data/prepared", "artifacts/classifier", "artifacts/features")  # what a training reads
+NOTE = "mlflow.note.content"  # tag: a description, in Markdown
 DESCRIBED = "genarena.described"  # tag: all that `describe` sends is there
 SHA256 = (
     "genarena.sha256."  # tag, then a file's name: its hash, where the artifact store has no say
@@ -113,7 +114,7 @@ def comparison_tags(params: Params) -> dict[str, str]:
     )
     commit, _, changes = (git_state() or "").partition(" ")
     git = run_tags({"git_commit": commit, "git_dirty": bool(changes)})
-    return {"mlflow.note.content": words, "dataset": params.dataset.title, **git}
+    return {NOTE: words, "dataset": params.dataset.title, **git}
 
 
 def describe(
@@ -143,7 +144,7 @@ def describe(
         if kept.exists():
             client.log_artifact(run_id, str(kept), PROJECT)
             client.set_tag(run_id, SHA256 + file.name, store.file_sha256(kept))
-    client.set_tag(run_id, "mlflow.note.content", _words(params, which, facts, data_sha256))
+    client.set_tag(run_id, NOTE, _words(params, which, facts, data_sha256))
     client.set_tag(run_id, DESCRIBED, "true")
 
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -17,7 +17,9 @@ from models.config import Config, Positive
 from tasks.data.config import DatasetConfig
 from tasks.errors import BadInput, nearest
 from tasks.evaluation.decoder import AISConfig
+from tasks.evaluation.likelihood import LikelihoodDraws
 from tasks.evaluation.usefulness import UsefulnessConfig
+from tasks.invalid import first_line
 from tasks.training.config import TrainSection
 
 PARAMS_FILE = Path("params.yaml")
@@ -73,15 +75,6 @@ class ClassifierConfig(Config):
     batch_size: Positive = 64
     lr: float = Field(2e-3, gt=0)
     seed: int = Field(0, ge=0)
-
-
-class LikelihoodDraws(Config):
-    """Monte Carlo draws behind each log-probability, by its kind; 1 where none is needed."""
-
-    exact: Positive = 64  # of dequantisation noise
-    bound: Positive = 500  # importance samples; 5,000 for a number to publish: ten times the time
-    ode: Positive = 1  # of dequantisation noise and of the trace's probe
-    ais: Positive = 1
 
 
 class EvaluationConfig(Config):
@@ -179,7 +172,7 @@ def check_params(content: Any, name: str = "params.yaml", *, suited: bool = True
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        raise BadInput(f"{name}: {_first_line(error, Params)}") from error
+        raise BadInput(f"{name}: {first_line(error, Params)}") from error
     typed = {}
     for family, config in params.models.items():
         if family not in FAMILIES:
@@ -188,7 +181,7 @@ def check_params(content: Any, name: str = "params.yaml", *, suited: bool = True
             typed[family] = FAMILIES[family].Config.model_validate(config or {})
         except ValidationError as error:
             where = f"{name}: models.{family}"
-            raise BadInput(f"{where}.{_first_line(error, FAMILIES[family].Config)}") from error
+            raise BadInput(f"{where}.{first_line(error, FAMILIES[family].Config)}") from error
     for family in params.families:
         if family not in typed:
             raise BadInput(
@@ -254,35 +247,3 @@ def _read(path: Path, yaml: YAML | None = None) -> Any:
         raise BadInput(f"{path} not found; run this in the project's folder") from error
     except YAMLError as error:
         raise BadInput(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _first_line(error: ValidationError, root: type[BaseModel]) -> str:
-    """`key: what is wrong (got value)` of the first error, with the nearest valid name."""
-    first = error.errors(include_url=False)[0]
-    known, fields = _resolve(root, first["loc"])
-    key = ".".join(map(str, first["loc"][: known + 1])) or "top level"
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{nearest(str(first['loc'][known]), fields)}"
-    if first["type"] == "missing":
-        return f"{key}: missing"
-    if first["type"] == "value_error":
-        return f"{key}: {first['ctx']['error']}"
-    got = first["input"]
-    hint = (
-        nearest(got, first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
-        if first["type"] == "literal_error" and isinstance(got, str)
-        else ""
-    )
-    return f"{key}: {first['msg'].lower().removeprefix('input ')}, got {got!r}{hint}"
-
-
-def _resolve(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[int, list[str]]:
-    """How many parts of `loc` lead through sections, and the fields of the innermost one."""
-    depth = 0
-    while depth < len(loc) - 1:
-        field = model.model_fields.get(str(loc[depth]))
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            break
-        model, depth = inner, depth + 1
-    return depth, list(model.model_fields)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from models import store
 from tasks import lineage
 from tasks.delivery import send_history
+from tasks.lineage import NOTE
 from tasks.params import Params
 from tasks.runs import Run
 from tasks.training.history import HISTORY, Record, read_history
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 PARENT = "GENARENA_PARENT_RUN"  # set by the flow: the comparison that children belong to
 KEY, WEIGHTS = "genarena.key", "genarena.weights"
-NOTE = "mlflow.note.content"  # a description, in Markdown
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # runs and models first, in the UI
 RETRY_S = 5.0
 
@@ -77,7 +77,7 @@ def start_parent(params: Params) -> str:
 
 def show(client: MlflowClient, params: Params, parent: str, board: str) -> None:
     """The leaderboard, in Markdown, on the comparison's page and, the newest, on the data set's."""
-    said = client.get_run(parent).data.tags.get(NOTE, "")
+    said = lineage.comparison_tags(params)[NOTE]
     client.set_tag(parent, NOTE, f"{board}\n\n{said}")
     title = params.dataset.title
     newest = f"Generative models on the data set **{title}**. The newest comparison:\n\n{board}"

@@ -17,8 +17,9 @@ from tasks.cluster import connected
 from tasks.data.config import DatasetConfig
 from tasks.evaluate import measure_folder
 from tasks.evaluation.decoder import AISConfig
+from tasks.evaluation.likelihood import LikelihoodDraws
 from tasks.evaluation.usefulness import UsefulnessConfig
-from tasks.params import ClassifierConfig, ClusterConfig, EvaluationConfig, LikelihoodDraws
+from tasks.params import ClassifierConfig, ClusterConfig, EvaluationConfig
 from tasks.training.candidates import load_best
 from tasks.training.config import Budget, TrainConfig
 from tests.conftest import SMALL_CONFIGS

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tasks import dvc
+from tasks.errors import Outage
 
 
 def entry(md5: str, seed: int = 0) -> dict[str, Any]:
@@ -53,3 +54,21 @@ def test_raw_data_is_fetched_only_where_dvc_tracks_it(
     remote = "store /somewhere\n"
     assert dvc.pull("data/raw") == "dvc pull data/raw: 1 file fetched"
     assert asked[-1] == ("--wait-for-lock", "pull", "data/raw.dvc")
+
+
+def test_what_does_not_arrive_is_an_outage_and_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw.dvc").touch()
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        listed = words[:2] == ("remote", "list")
+        said, complaint = ("store x\n", "") if listed else ("", "ERROR: no route to the store\n")
+        return subprocess.CompletedProcess(words, 0 if listed else 1, said, complaint)
+
+    monkeypatch.setattr(dvc, "_dvc", run)
+    with pytest.raises(Outage, match="dvc pull raw: ERROR: no route to the store"):
+        dvc.pull("raw")
+    with pytest.raises(Outage, match="dvc push: ERROR: no route to the store"):
+        dvc.push()

@@ -14,16 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from infra.local.process import free_port
 from tests import projects
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 PATIENCE_S = 400
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+HOST = "127.0.0.2"  # Ray takes 127.0.0.1 for an address by which other machines reach it
 
 
 @contextmanager
@@ -32,7 +28,7 @@ def head(port: int, variables: dict[str, str], temporary: Path) -> Iterator[None
     process = subprocess.Popen(
         [
             str(Path(sys.executable).with_name("ray")),
-            *("start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.2"),
+            *("start", "--head", "--block", f"--port={port}", f"--node-ip-address={HOST}"),
             *("--num-cpus=1", "--include-dashboard=false", f"--temp-dir={temporary}"),
             *("--object-store-memory=100000000", "--disable-usage-stats"),
         ],
@@ -43,7 +39,7 @@ def head(port: int, variables: dict[str, str], temporary: Path) -> Iterator[None
     )
     try:
         deadline = time.monotonic() + 90
-        while socket.socket().connect_ex(("127.0.0.2", port)) != 0:
+        while socket.socket().connect_ex((HOST, port)) != 0:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -56,7 +52,7 @@ def head(port: int, variables: dict[str, str], temporary: Path) -> Iterator[None
 def test_a_head_that_is_started_again_between_families(tmp_path: Path) -> None:
     changes = {"train.validation": "synchronous", "train.budget": {"steps": 5}}
     path = projects.make_project(tmp_path / "project", changes)
-    port = free_port()
+    port = free_port(6379, HOST)
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     variables = {**projects.environment(path), **token}
     log = path / "run.log"
@@ -65,7 +61,7 @@ def test_a_head_that_is_started_again_between_families(tmp_path: Path) -> None:
         run = subprocess.Popen(
             [sys.executable, "-m", "genarena", "run", "--families", "naive_bayes gmm"],
             cwd=path,
-            env={**variables, "RAY_ADDRESS": f"127.0.0.2:{port}"},
+            env={**variables, "RAY_ADDRESS": f"{HOST}:{port}"},
             stdout=file,
             stderr=subprocess.STDOUT,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from pathspec import PathSpec
 
+from infra.local.process import free_port
 from tasks import job, jobs
 from tasks.errors import BadInput, Outage
 from tasks.jobs import ANSWER, REQUEST
@@ -181,10 +181,7 @@ def test_all_code_travels_and_nothing_else(root: Path) -> None:
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head in another folder, closed by a token: its Jobs API, and a client's environment."""
     folder, token = tmp_path_factory.mktemp("cluster"), secrets.token_hex(16)
-    with socket.socket() as one, socket.socket() as two, socket.socket() as three:
-        for probe in (one, two, three):
-            probe.bind(("127.0.0.2", 0))
-        port, jobs_port, client_port = (probe.getsockname()[1] for probe in (one, two, three))
+    port, jobs_port, client_port = (free_port(n, "127.0.0.2") for n in (6379, 8265, 10001))
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHONPATH"))}
     client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     command = [

@@ -82,3 +82,17 @@ def test_a_stopped_training_is_shown_as_stopped_until_it_goes_on(
     )
     assert again.deliver(read_history(tmp_path / HISTORY))
     assert status() == "RUNNING"
+
+
+def test_a_report_that_is_made_again_shows_one_leaderboard(
+    run: tuple[tracking.TrainingRun, Path],
+) -> None:
+    params = run[0].params
+    client, parent = tracking.connect(params), tracking.start_parent(params)
+    for board in ("| old |", "| new |"):
+        tracking.show(client, params, parent, board)
+    note = client.get_run(parent).data.tags[tracking.NOTE]
+    assert note.startswith("| new |\n\nCompares **")
+    assert "old" not in note
+    experiment = client.get_experiment(tracking.experiment_id(client, params.dataset.title))
+    assert experiment.tags[tracking.NOTE].endswith("| new |")

@@ -13,8 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.base import GenerativeModel
+from models.config import Config, Positive
 
 CHUNK = 128  # examples at a time
+
+
+class LikelihoodDraws(Config):
+    """Monte Carlo draws behind each log-probability, by its kind; 1 where none is needed."""
+
+    exact: Positive = 64  # of dequantisation noise
+    bound: Positive = 500  # importance samples; 5,000 for a number to publish: ten times the time
+    ode: Positive = 1  # of dequantisation noise and of the trace's probe
+    ais: Positive = 1
 
 
 def nats(
