@@ -78,7 +78,7 @@ def main() -> None:
         rows.append(
             Row(name, "s", found["ours"], found["theirs"], 1.2, "diffusers", more_is_better=False)
         )
-    report("DDIM sampling", rows, options, versions=versions("torch", "diffusers"))
+        report("DDIM sampling", rows, options, versions=versions("torch", "diffusers"))
 
 
 if __name__ == "__main__":
