@@ -15,6 +15,7 @@ from prefect.states import Completed, Failed, State
 from flows.process import run_process, stopping
 from tasks.environment import FLOW_PID
 from tasks.errors import AWAY
+from tasks.runs import unexplained
 
 REFUSED = "Refused"  # the state's name when the input is at fault, not the run
 OUTAGE = "Outage"  # when a node or the registry was away: tried again
@@ -53,7 +54,9 @@ def run_stage(
     def on_line(text: str) -> None:
         nonlocal last, name
         if text.startswith("ERROR: failed to reproduce") and "failed to run:" in text:
-            name = ENDINGS.get(text.rpartition("exited with ")[2], name)
+            code = text.rpartition("exited with ")[2]
+            # Ray ends a process whose node is gone so, without a word
+            name = OUTAGE if code == "1" and unexplained(stage) else ENDINGS.get(code, name)
         elif text and not NOISE.match(text):
             last = plain(text)
             logger.info(last)

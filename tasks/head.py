@@ -1,8 +1,8 @@
 """Waiting for Ray with an eye on its head.
 
-Who waits for a result when the head is lost may wait for nothing; after a minute without a head
-Ray ends the process, with status 1 and no word, which looks like a fault of what ran. So the head
-is asked all the while, and its loss is an outage before that.
+Who waits for a result when the head falls silent waits for nothing, and Ray's own patience, a
+minute (gcs_rpc_server_reconnect_timeout_s), ends in the end of the process, without a word. So the
+head is asked all the while, and its loss is an outage before that.
 """
 
 from __future__ import annotations

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+UNEXPLAINED = "did not finish (interrupted or killed)"  # the reason until the stage has another
 
 
 class Run(NamedTuple):
@@ -42,3 +45,9 @@ def runs(families: Iterable[str], seeds: Iterable[int]) -> list[Run]:
     """Every family with the first seed, then with the next: a result of each comes early."""
     families = tuple(families)
     return [Run(family, seed) for seed in seeds for family in families]
+
+
+def unexplained(stage: str) -> bool:
+    """Whether `train@vae-0`, say, began and ended without the time to say why."""
+    record = Path("metrics", f"{stage.partition('@')[2]}.failed.json")
+    return record.exists() and json.loads(record.read_text())["reason"] == UNEXPLAINED

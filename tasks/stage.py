@@ -21,7 +21,7 @@ from tasks.cluster import nodes_lost
 from tasks.environment import FLOW_PID, prepare_environment
 from tasks.errors import AWAY, BadInput, Outage, exit_on_bad_input, nearest
 from tasks.params import load_params
-from tasks.runs import Run
+from tasks.runs import UNEXPLAINED, Run
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def running(name: str, run: Run | None = None) -> Iterator[None]:
             raise BadInput(f"--seed: {run.seed} is negative; a seed is 0 or more")
     record = run.failure if run else None
     if record:  # stands until the stage ends well, so even a kill leaves a reason behind
-        _write_reason(record, name, "did not finish (interrupted or killed)")
+        _write_reason(record, name, UNEXPLAINED)
     with exit_on_bad_input(name):
         try:
             yield

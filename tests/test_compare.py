@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,7 +17,7 @@ from flows import chains, compare, stage
 from tasks.cluster import nodes_lost
 from tasks.errors import BadInput, Outage, Unreachable
 from tasks.params import Params
-from tasks.runs import Run
+from tasks.runs import UNEXPLAINED, Run
 
 
 class Chain:
@@ -90,6 +92,31 @@ def test_what_is_tried_again_is_what_may_go_well(monkeypatch: pytest.MonkeyPatch
     assert not stage.worth_another(None, None, states[75])
     assert stage.run_stage.retries == 2
     assert stage.run_stage.retry_condition_fn is stage.worth_another
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "name"),
+    [
+        (UNEXPLAINED, 1, "Outage"),  # by Ray, when its node is gone
+        (UNEXPLAINED, 137, "Failed"),  # by the kernel, for its memory
+        ("ValueError: no", 1, "Failed"),
+    ],
+)
+def test_a_stage_that_was_ended_without_a_word_is_tried_again(
+    reason: str, code: int, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = Run("vae", 0).failure
+    record.parent.mkdir()
+    record.write_text(json.dumps({"stage": "train", "reason": reason}))
+
+    def ended(command: Any, environment: Any, on_line: Callable[[str], None]) -> int:
+        on_line(f"ERROR: failed to reproduce 't': failed to run: x, exited with {code}")
+        return 1
+
+    monkeypatch.setattr(stage, "run_process", ended)
+    monkeypatch.setattr(stage, "get_run_logger", Mock())
+    assert stage.run_stage.fn("train@vae-0", {}).name == name
 
 
 def test_a_lost_node_is_an_outage_and_a_fault_of_the_training_is_none() -> None:

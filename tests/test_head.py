@@ -1,24 +1,28 @@
-"""Ray's head is ended and started again between two families; the run goes on as if it had not."""
+"""Ray's head is ended and started again, between two families and in a training."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from infra.local.process import free_port
+from tasks.errors import AWAY
+from tasks.runs import UNEXPLAINED, Run
 from tests import projects
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 PATIENCE_S = 400
+NOTICED_S = 60
 HOST = "127.0.0.2"  # Ray takes 127.0.0.1 for an address by which other machines reach it
 
 
@@ -80,9 +84,53 @@ def test_a_head_that_is_started_again_between_families(tmp_path: Path) -> None:
     assert (path / "artifacts/evaluate/gmm-0").is_dir()
 
 
+@pytest.mark.timeout(300)
+def test_a_training_whose_head_is_lost_is_an_outage_and_goes_on_from_its_checkpoint(
+    tmp_path: Path,
+) -> None:
+    """With status 75, or ended by Ray without a word: both are tried again (`test_compare.py`)."""
+    changes = {
+        "train.budget": {"steps": 2000},
+        "train.checkpoint_every": 100,
+        "train.validate_every": 1000,
+        "train.validation": "synchronous",
+    }
+    path = projects.make_project(tmp_path / "project", changes)
+    port = free_port(6380, HOST)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    variables = {**projects.environment(path), **token, "RAY_ADDRESS": f"{HOST}:{port}"}
+    temporary = Path("/tmp") / f"ray-{os.getpid()}"
+    train, log = [sys.executable, "-m", "tasks.train", "vae"], path / "train.log"
+    classify = [sys.executable, "-m", "tasks.classifier"]
+    projects.stage(path, "prepare")
+    with head(port, variables, temporary), log.open("w") as file:
+        subprocess.run(classify, cwd=path, env=variables, check=True)
+        training = subprocess.Popen(
+            train, cwd=path, env=variables, stdout=file, stderr=subprocess.STDOUT
+        )
+        checkpoints = ".genarena/work/vae-0-*/checkpoints/step-*[0-9]/progress.json"
+        _wait_for(lambda: any(path.glob(checkpoints)), training, log)
+    with head(port, variables, temporary):
+        try:
+            status = training.wait(NOTICED_S)
+            reason = json.loads((path / Run("vae", 0).failure).read_text())["reason"]
+            assert status == AWAY or (status, reason) == (1, UNEXPLAINED), log.read_text()
+        finally:
+            training.kill()
+        again = subprocess.run(train, cwd=path, env=variables, capture_output=True, timeout=120)
+    assert again.returncode == 0, again.stderr.decode()
+    facts = json.loads((path / "artifacts/train/vae-0/train.json").read_text())
+    assert facts["train_steps"] == 2000
+    assert facts["resumed_from"] >= 100
+
+
 def _wait(run: subprocess.Popen[bytes], log: Path, words: str) -> None:
+    _wait_for(lambda: words in log.read_text(), run, log)
+
+
+def _wait_for(there: Callable[[], bool], run: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while words not in log.read_text():
+    while not there():
         assert run.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
