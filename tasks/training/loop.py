@@ -110,7 +110,7 @@ def train(
     checkpoints = Checkpoints(directory, model, average, optimizers)
     progress = Progress(**checkpoints.load_latest())
     started_at = progress.step
-    if int(comm.first(started_at)) != started_at:
+    if comm.first(started_at) != [started_at]:
         raise RuntimeError(f"worker {comm.rank} sees other checkpoints: is {directory} shared?")
     if turns and not progress.phase_flops:
         progress.phase_flops, progress.flops = count_flops(model, data, config), 0
@@ -149,8 +149,8 @@ def train(
             progress.seconds += time.perf_counter() - begun
 
             if log or comm.world == 1:  # clocks and signals differ: the first worker decides
-                progress.seconds = comm.first(progress.seconds)
-                stopped = bool(comm.first(float(should_stop())))
+                told = comm.first(progress.seconds, float(should_stop()))
+                progress.seconds, stopped = told[0], bool(told[1])
             if log or comm.world == 1 or config.budget.minutes is None:
                 done = _spent(config, progress, model)
             due = done or progress.step % config.validate_every == 0
@@ -169,7 +169,7 @@ def train(
                     selection.settle(WAITING, should_stop)
                 except (NonFiniteLoss, StorageFailed, ValidationFailed) as error:
                     failure = error
-            if comm.first(float(failure is not None)):  # the others wait, here and for this
+            if any(comm.first(float(failure is not None))):  # the others wait, here and for this
                 raise failure or NonFiniteLoss("the first worker could not go on")
         finished = done and selection.settle(0, should_stop)
     best_step, best_score = selection.best() or (None, None)
