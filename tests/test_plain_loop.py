@@ -17,9 +17,9 @@ from tasks.training.comm import Comm
 from tasks.training.config import Budget, TrainConfig
 from tasks.training.data import Data
 from tasks.training.loop import train
-from tasks.training.optim import clip_gradients, learning_rate, seed_noise
+from tasks.training.optim import clip_gradients, lay_out, learning_rate, seed_noise
 from tasks.training.turns import fold_seed
-from tests.conftest import tiny_data, tiny_model
+from tests.conftest import suited_data, tiny_batch, tiny_data, tiny_model
 
 KINDS = {
     "adam": torch.optim.Adam,
@@ -162,3 +162,57 @@ def test_seeding_draws_what_torchs_would() -> None:
     wanted = torch.rand(3)
     seed_noise(7, torch.device("cpu"))
     assert torch.equal(torch.rand(3), wanted)
+
+
+LAID_OUT = ["dcgan", "glow", "realnvp", "vae", "wgan", "wgan_gp"]
+
+
+def bf16(steps: int) -> TrainConfig:
+    return TrainConfig(batch_size=BATCH, budget=Budget(steps=steps), precision="bf16")
+
+
+def strided(model: GenerativeModel) -> bool:
+    """Whether some weight lies in channels_last alone."""
+    weights = [p for p in model.parameters() if p.ndim == 4 and not p.is_contiguous()]
+    return any(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+
+
+def test_weights_lie_in_channels_last_where_the_family_says_so_and_bf16_is_trained(
+    family: str, tmp_path: Path
+) -> None:
+    model = tiny_model(family)
+    data = tiny_data(16, model.data)
+    assert model.channels_last == (family in LAID_OUT)
+    train(model, data, bf16(1).model_copy(update={"precision": "fp32"}), tmp_path / "fp32")
+    assert not strided(model)
+    if model.phases():
+        train(model, data, bf16(1), tmp_path / "bf16")
+        assert strided(model) == model.channels_last
+
+
+@pytest.mark.parametrize("family", LAID_OUT)
+def test_resumed_is_straight_in_bf16(family: str, tmp_path: Path) -> None:
+    straight, cut, resumed = (tiny_model(family) for _ in range(3))
+    data = tiny_data(16, straight.data)
+    train(straight, data, bf16(4), tmp_path / "straight")
+    train(cut, data, bf16(2), tmp_path / "resumed")
+    train(resumed, data, bf16(4), tmp_path / "resumed")
+    assert strided(resumed)
+    same(straight.state_dict(), resumed.state_dict())
+
+
+@pytest.mark.parametrize("family", LAID_OUT)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8)])
+def test_the_layout_is_the_same_model(family: str, shape: tuple[int, ...]) -> None:
+    """In bf16 to its eight bits; two levels, which some families model by other means."""
+    one, two = (tiny_model(family, suited_data(family, shape, levels=2)) for _ in range(2))
+    lay_out(two, "bf16")
+    same(one.state_dict(), two.state_dict())
+    batch = tiny_batch(8, one.data)
+    for phase in one.phases():
+        found = []
+        for model in (one, two):
+            torch.manual_seed(0)
+            with torch.autocast("cpu", torch.bfloat16):
+                found.append(float(model.losses(batch, phase.name)["loss"]))
+        assert found[0] == pytest.approx(found[1], rel=2**-6, abs=2**-6)

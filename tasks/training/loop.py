@@ -26,7 +26,7 @@ from tasks.training.config import TrainConfig
 from tasks.training.data import Data, check_batch
 from tasks.training.flops import count_flops
 from tasks.training.history import Record
-from tasks.training.optim import seed_noise
+from tasks.training.optim import lay_out, resolve_precision, seed_noise
 from tasks.training.selection import WAITING, Inline, Scorer, Selection, Validate, ValidationFailed
 from tasks.training.turns import NonFiniteLoss, Pending, Turn, fold_seed, make_turns, means
 
@@ -102,6 +102,7 @@ def train(
     """
     comm = comm or Comm()
     check_batch(len(data), config.batch_size, comm.world)
+    lay_out(model, resolve_precision(config.precision, model.device))
     turns = make_turns(config, model)
     draws = max((turn.phase.repeats for turn in turns), default=1)
     decay = config.ema_decay if turns else 0.0  # what is fitted in closed form is not averaged

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.base import GenerativeModel
 from models.config import OptimizerConfig
 
 
@@ -25,6 +26,15 @@ def set_up_torch(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def lay_out(model: GenerativeModel, precision: str) -> None:
+    """The layout of the weights in memory that trains fastest, in place; the same numbers.
+
+    In float32 it stays as it is: another layout is another order of sums, and other weights.
+    """
+    if model.channels_last and precision == "bf16" and model.device.type == "cpu":
+        model.to(memory_format=torch.channels_last)
 
 
 def make_optimizer(
