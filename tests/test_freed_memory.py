@@ -11,7 +11,7 @@ import pytest
 
 STEPS = """
 import ctypes, resource, threading, torch
-from tasks.training.optim import keep_freed_memory
+from tasks.environment import keep_freed_memory
 def steps():
     ctypes.CDLL(None).mallopt(-3, 2**17)  # else what was freed before decides
     if {keep}:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 from typing import Any
 
 import torch
@@ -12,17 +10,7 @@ from torch import Tensor, nn
 
 from models.base import GenerativeModel
 from models.config import OptimizerConfig
-
-# of mallopt(3): from which size on a block is a mapping of its own (before glibc 2.35 no more than
-# 32 MiB is taken), how much may lie free at the end of the heap, and how much it grows by, on which
-# depends whether a thread other than the first gives its heap back
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD = -3, -1, -2
-KEEP = (
-    (M_MMAP_THRESHOLD, 32 * 2**20),
-    (M_TRIM_THRESHOLD, 2**31 - 1),
-    (M_TOP_PAD, 64 * 2**20),
-    (M_MMAP_THRESHOLD, 256 * 2**20),
-)
+from tasks.environment import keep_freed_memory
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -40,19 +28,6 @@ def set_up_torch(threads: int) -> None:
     keep_freed_memory()
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep what a step frees, where it can be told so (glibc).
-
-    It would give large blocks back to the system, which hands out empty pages at the next step:
-    thousands of page faults in each (docs/performance.md). A process holds no more than at its most
-    then, and no less. What variables of the environment say stays.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
-        for option, size in KEEP:
-            mallopt(option, size)
 
 
 def lay_out(model: GenerativeModel, precision: str) -> None:
