@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -279,6 +280,29 @@ def test_classifier_learns_saves_and_counts_shares(
     layers = list(classifier.load(tmp_path).modules())
     assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in layers)  # fused
     assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in judge.modules())
+
+
+@torch.no_grad()
+def test_the_quick_classifier_is_the_trained_one_but_for_rounding() -> None:
+    """Features in float32 by the quick way and by the plain one, both against float64."""
+    torch.manual_seed(0)
+    spec = DataSpec(shape=(3, 28, 20), levels=256, classes=("a", "b"))
+    plain = classifier.Classifier(spec, width=32, features=64).train()
+    x = torch.randint(0, 256, (64, 3, 28, 20), dtype=torch.uint8)
+    for _ in range(3):
+        plain(x)  # so that the batch norms' statistics are no longer those of nothing
+    plain.eval()
+    exact = copy.deepcopy(plain).double().body(x.double() / 127.5 - 1)
+    quick = classifier.fused(copy.deepcopy(plain))
+    kept = x.clone()
+    found = {name: net.features(x) for name, net in (("plain", plain), ("quick", quick))}
+    assert torch.equal(x, kept)
+    scale = float(exact.abs().max())
+    assert scale > 0.01
+    for features_found in found.values():
+        assert float((features_found - exact).abs().max()) < 1e-5 * scale
+    convolutions = [m for m in quick.body if isinstance(m, torch.nn.Conv2d)]
+    assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in convolutions)
 
 
 def test_without_classes_rotations_are_learnt_and_named() -> None:
