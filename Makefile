@@ -72,6 +72,8 @@ bench: install $(BENCH)/.installed  ## Ratios against other libraries, side by s
 	$(BENCH)/python -m benchmarks.overhead --memory --families vae --rounds $(ROUNDS) --json $(RESULTS)/memory.json
 	$(BENCH)/python -m benchmarks.training --rounds $(ROUNDS) --json $(RESULTS)/training.json
 	$(BENCH)/python -m benchmarks.ddim --rounds $(ROUNDS) --json $(RESULTS)/ddim.json
+	$(BIN)/python -m benchmarks.evaluation --rounds $(ROUNDS) --all --json $(RESULTS)/evaluation.json
+	$(BIN)/python -m benchmarks.sampling --rounds $(ROUNDS) --json $(RESULTS)/sampling.json
 	$(BIN)/python -m benchmarks.orchestration --json $(RESULTS)/orchestration.json
 	$(BIN)/python -m benchmarks.scaling --json $(RESULTS)/scaling.json
 	$(BIN)/python -m benchmarks.gpus --json $(RESULTS)/gpus.json
