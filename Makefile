@@ -64,19 +64,35 @@ $(BENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	$(BENCH)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps -r benchmarks/requirements.txt
 	touch $@
 
+# name := how it is measured; one after the other, each to a JSON file of its name
+BENCHES := start data_path overhead memory training ddim sampling evaluation orchestration scaling gpus
+measure_start := $(BIN)/python -m benchmarks.start
+measure_data_path := $(BENCH)/python -m benchmarks.data_path --rounds $(ROUNDS)
+measure_overhead := $(BENCH)/python -m benchmarks.overhead
+measure_memory := $(BENCH)/python -m benchmarks.overhead --memory --families vae --rounds $(ROUNDS)
+measure_training := $(BENCH)/python -m benchmarks.training --rounds $(ROUNDS)
+measure_ddim := $(BENCH)/python -m benchmarks.ddim --rounds $(ROUNDS)
+measure_sampling := $(BIN)/python -m benchmarks.sampling --rounds $(ROUNDS)
+measure_evaluation := $(BIN)/python -m benchmarks.evaluation --rounds $(ROUNDS) --all
+measure_orchestration := $(BIN)/python -m benchmarks.orchestration
+measure_scaling := $(BIN)/python -m benchmarks.scaling
+measure_gpus := $(BIN)/python -m benchmarks.gpus
+TABLE = $(BIN)/python -m benchmarks.tables $(RESULTS) docs/performance.md
+
+.NOTPARALLEL:
+$(RESULTS)/%.done:
+	@mkdir -p $(RESULTS)
+	$(measure_$*) --json $(RESULTS)/$*.json || { echo "The benchmark '$*' failed; $(RESULTS) keeps what was measured. 'make bench' goes on with it; 'make -k bench' measures the others, 'make bench-table' shows what there is." >&2; exit 1; }
+	@touch $@
+
 .PHONY: bench
-bench: install $(BENCH)/.installed  ## Ratios against other libraries, side by side, on an idle machine
-	$(BIN)/python -m benchmarks.start --json $(RESULTS)/start.json
-	$(BENCH)/python -m benchmarks.data_path --rounds $(ROUNDS) --json $(RESULTS)/data_path.json
-	$(BENCH)/python -m benchmarks.overhead --json $(RESULTS)/overhead.json
-	$(BENCH)/python -m benchmarks.overhead --memory --families vae --rounds $(ROUNDS) --json $(RESULTS)/memory.json
-	$(BENCH)/python -m benchmarks.training --rounds $(ROUNDS) --json $(RESULTS)/training.json
-	$(BENCH)/python -m benchmarks.ddim --rounds $(ROUNDS) --json $(RESULTS)/ddim.json
-	$(BIN)/python -m benchmarks.evaluation --rounds $(ROUNDS) --all --json $(RESULTS)/evaluation.json
-	$(BIN)/python -m benchmarks.sampling --rounds $(ROUNDS) --json $(RESULTS)/sampling.json
-	$(BIN)/python -m benchmarks.orchestration --json $(RESULTS)/orchestration.json
-	$(BIN)/python -m benchmarks.scaling --json $(RESULTS)/scaling.json
-	$(BIN)/python -m benchmarks.gpus --json $(RESULTS)/gpus.json
+bench: install $(BENCH)/.installed $(BENCHES:%=$(RESULTS)/%.done)  ## Ratios against other libraries, side by side, on an idle machine; to docs/performance.md
+	$(TABLE)
+	@rm -f $(RESULTS)/*.done
+
+.PHONY: bench-table
+bench-table:  ## What was measured so far, to docs/performance.md
+	$(TABLE)
 
 .PHONY: ui
 ui: install  ## MLflow UI and Prefect UI on localhost

@@ -68,7 +68,7 @@ def main() -> None:
             rows.append(
                 Row(name, "images/s", found["ours"], found["theirs"], 20, "torchvision's MNIST")
             )
-        report(f"The way of the data: {told}", rows, options)
+            report(f"The way of the data: {told}", rows, options)
 
 
 if __name__ == "__main__":

@@ -93,9 +93,9 @@ def main() -> None:
         rows.append(
             Row(name, "s", found["ours"], found["theirs"], 1.2, "diffusers", more_is_better=False)
         )
+        report("DDIM sampling", rows, options, versions=versions("torch", "diffusers"))
     for side in sides.values():
         side.end()
-    report("DDIM sampling", rows, options, versions=versions("torch", "diffusers"))
 
 
 if __name__ == "__main__":

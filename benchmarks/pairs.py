@@ -146,6 +146,13 @@ def hardware(threads: int | None = None) -> str:
     return f"{machine}; torch {torch.__version__}, {threads or torch.get_num_threads()} threads"
 
 
+def commit() -> str:
+    """The code that runs, with a "+" where it has changes that are in no commit; "" without git."""
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    return done.stdout.strip()
+
+
 def versions(*packages: str) -> dict[str, str]:
     found = {}
     for name in packages:
@@ -166,7 +173,10 @@ def spread(values: list[float]) -> str:
 
 
 def report(title: str, rows: list[Row], options: argparse.Namespace, **more: Any) -> None:
-    """Print the table, and write what it is made of where `--json` says."""
+    """Print the table, and write what it is made of where `--json` says.
+
+    Called again with more rows after each of them, it loses nothing when a benchmark breaks off.
+    """
     line = f"{hardware(getattr(options, 'threads', None))}; {date.today()}"
     table = Table(title=title, caption=f"Medians (least to most) of alternating rounds. {line}")
     for heading in ("", "ours", "theirs", "unit", "ratio", "goal", ""):
@@ -188,9 +198,8 @@ def report(title: str, rows: list[Row], options: argparse.Namespace, **more: Any
         found = {
             "title": title,
             "hardware": line,
-            "rows": [
-                {**asdict(r), "ratios": r.ratios, "ratio": r.ratio, "met": r.met} for r in rows
-            ],
+            "commit": commit(),
+            "rows": [row.found() for row in rows],
             "settings": {k: str(v) for k, v in vars(options).items()},
             **more,
         }

@@ -5,7 +5,7 @@
 
 Same data, same sizes of layers, same batch size, same optimiser, two threads. Ours is the loop as
 a worker runs it, with its moving average, its clipping, its log; the peers run in their own
-trainers or in the loop that their documentation shows (`peers.py`, `plain.py`), in fp32 as it is
+trainers or in the loop that their documentation shows (`peers`, `plain.py`), in fp32 as it is
 there. Ours is measured in fp32 and, where the processor has it, in bf16, which is then what
 `train.precision: auto` trains in. Each family has a process of its own, in which the contenders
 take turns; what starts a training is not counted, on either side.
@@ -25,6 +25,10 @@ import torch
 
 from benchmarks import digits, peers, plain
 from benchmarks.pairs import Contender, Row, alternate, arguments, report, versions
+from benchmarks.peers.denoising_diffusion import denoising_diffusion
+from benchmarks.peers.normflows import normflows
+from benchmarks.peers.pythae import pythae
+from benchmarks.peers.torchcfm import torchcfm
 from models import store
 from models.base import GenerativeModel
 from models.data import DataSpec
@@ -35,13 +39,13 @@ from tasks.training.optim import resolve_precision, set_up_torch
 
 BINARY = {"vae", "pixelcnn", "transformer"}  # levels of their data: what the peer can model too
 PEERS: dict[str, Callable[..., peers.Peer]] = {
-    "vae": peers.pythae,
-    "realnvp": peers.normflows,
-    "glow": peers.normflows,
-    "flow_matching": peers.torchcfm,
-    "flow_matching/own": partial(peers.torchcfm, own=True),
-    "ddpm": peers.denoising_diffusion,
-    "ddpm/own": partial(peers.denoising_diffusion, own=True),
+    "vae": pythae,
+    "realnvp": normflows,
+    "glow": normflows,
+    "flow_matching": torchcfm,
+    "flow_matching/own": partial(torchcfm, own=True),
+    "ddpm": denoising_diffusion,
+    "ddpm/own": partial(denoising_diffusion, own=True),
     "dcgan": plain.dcgan,
     "wgan_gp": plain.wgan_gp,
     "pixelcnn": plain.pixelcnn,

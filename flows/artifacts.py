@@ -21,7 +21,7 @@ from tasks import tracking
 from tasks.dvc import Stages, reasons
 from tasks.params import Params
 from tasks.reporting import leaderboard
-from tasks.reporting.verdict import verdict
+from tasks.reporting.note import note
 
 
 class Progress:
@@ -30,7 +30,7 @@ class Progress:
     def __init__(self, total: int) -> None:
         self.total, self.ended = total, 0
         self.lock = threading.Lock()
-        self.bar = cast(UUID, create_progress_artifact(0.0, "progress", f"stages, of {total}"))
+        self.bar = cast(UUID, create_progress_artifact(0.0, "progress", f"of {total} stages"))
 
     def step(self) -> None:
         """One more stage has ended; from any thread."""
@@ -45,18 +45,19 @@ def show_run(params: Params, run_id: str) -> None:
     if uri.startswith("http"):
         experiment = tracking.connect(params).get_run(run_id).info.experiment_id
         link = f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
-        create_link_artifact(link, "the comparison in MLflow", key="mlflow-run")
+        words = "Curves, samples, metrics and models"
+        create_link_artifact(link, "the comparison in MLflow", key="mlflow-run", description=words)
 
 
 def show_leaderboard(params: Params) -> None:
-    """`reports/leaderboard.csv` as a table, and the leaderboard in words."""
+    """The leaderboard in words and a short table, and all of `reports/leaderboard.csv`."""
     title = params.dataset.title
-    table = pd.read_csv("reports/leaderboard.csv").astype(object)
-    cells: list[Any] = table.where(table.notna(), None).to_dict("records")
-    create_table_artifact(cells, key="leaderboard", description=title)
     rows = leaderboard.load_families(params.families, params.seeds, Path())
-    words = [f"- {said}" for said in verdict(rows, title, str(params.train.budget))]
-    create_markdown_artifact("\n".join([f"## {title}", "", *words]), key="verdict")
+    words = f"## {title}\n\n{note(rows, title, str(params.train.budget))}"
+    create_markdown_artifact(words, key="verdict", description="Which family to use, and why")
+    table = pd.read_csv("reports/leaderboard.csv").round(4).astype(object)
+    cells: list[Any] = table.where(table.notna(), None).to_dict("records")
+    create_table_artifact(cells, key="leaderboard", description=f"{title}: every number")
 
 
 def show_refreshed(before: Stages, after: Stages) -> str:
@@ -75,5 +76,5 @@ def show_refreshed(before: Stages, after: Stages) -> str:
             if one["reason"] != "known"  # a version that was there before
         ]
         lines += ["", "## New versions", "", *(new or ["- none"])]
-    create_markdown_artifact("\n".join(lines), key="refresh")
+    create_markdown_artifact("\n".join(lines), key="refresh", description="What ran again, and why")
     return "\n".join(lines)

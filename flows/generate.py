@@ -41,4 +41,5 @@ def _show() -> None:
     lines += [f"- {name}: `{facts[name]}`" for name in ("model", "version", "digest")]
     lines += ["", "```json", json.dumps(facts["settings"], indent=2), "```", ""]
     lines += [f"For git: `{newest.parent}.dvc`"]
-    create_markdown_artifact("\n".join(lines), key="generated")
+    said = "Where the samples are, and what they are samples of"
+    create_markdown_artifact("\n".join(lines), key="generated", description=said)

@@ -19,9 +19,9 @@ from tasks.errors import AWAY
 REFUSED = "Refused"  # the state's name when the input is at fault, not the run
 OUTAGE = "Outage"  # when a node or the registry was away: tried again
 ENDINGS = {"2": REFUSED, str(AWAY): OUTAGE}  # by the exit status of a stage's command
-NOISE = re.compile(  # DVC's own remarks
+NOISE = re.compile(  # DVC's own remarks, and Ray's each second where the head has no dashboard
     r"\s*(Running stage|> |Updating lock|Generating lock|To track|To enable|Use `dvc push`"
-    r"|git add|dvc config)"
+    r"|git add|dvc config|.*Failed to query Ray Train Controller actor state)"
 )
 RAY_PREFIX = re.compile(r"^\([\w.<>:-]+ pid=\d+(?:, ip=(?P<ip>[^)\s]+))?\)\s?")
 

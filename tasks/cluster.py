@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tasks.errors import BadInput, Outage
+from tasks.head import attend, cluster_id
 from tasks.params import ClusterConfig
 
 LOCAL = "local"  # a Ray of our own
@@ -33,7 +34,7 @@ LOST = (  # Ray's errors when a node, a worker's process or the connection is go
 
 def nodes_lost(error: BaseException) -> bool:
     """Whether the cluster is at fault, not what ran on it: the same may go well again."""
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError | Outage):
         return True
     if "ray" not in sys.modules:
         return False
@@ -99,20 +100,15 @@ def _ask_for_entry(address: str) -> None:
     Ray itself tries for half a minute, and then says only that it could not connect.
     """
     import grpc
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import gcs_service_pb2 as messages
-    from ray.core.generated import gcs_service_pb2_grpc as services
 
-    with init_grpc_channel(address) as channel:
-        try:
-            head = services.NodeInfoGcsServiceStub(channel)
-            head.GetClusterId(messages.GetClusterIdRequest(), timeout=5)
-        except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-                raise BadInput(
-                    f"the Ray at {address} refuses the token; set RAY_AUTH_MODE to token, and "
-                    "RAY_AUTH_TOKEN to the cluster's"
-                ) from None  # nothing answers: Ray's own waiting begins
+    try:
+        cluster_id(address)
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise BadInput(
+                f"the Ray at {address} refuses the token; set RAY_AUTH_MODE to token, and "
+                "RAY_AUTH_TOKEN to the cluster's"
+            ) from None  # nothing answers: Ray's own waiting begins
 
 
 def on_worker(config: ClusterConfig, function: Callable[..., Any], *args: Any) -> Any:
@@ -128,7 +124,8 @@ def on_worker(config: ClusterConfig, function: Callable[..., Any], *args: Any) -
         resources = worker_resources(config)
         task = ray.remote(num_cpus=resources["CPU"], num_gpus=resources["GPU"])(function)
         try:
-            return ray.get(task.remote(*args, config.cpus_per_worker, resources["GPU"] > 0))
+            answer = task.remote(*args, config.cpus_per_worker, resources["GPU"] > 0)
+            return attend(lambda: ray.get(answer))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, BadInput):
                 raise error.cause from None

@@ -28,7 +28,7 @@ from tasks.training.validation import PICTURES
 from tasks.training.watch import Watch
 from tasks.training.worker import CHECKPOINTS, FAILURES
 
-SHARED = ("base", "config", "data", "noise", "nn", "adversarial", "attention", "unet")
+SHARED = ("base", "config", "data", "noise", "nn", "adversarial", "attention", "decoder", "unet")
 JUDGES = (
     "classifier",
     "conditions",

@@ -75,6 +75,7 @@ def test_what_is_tried_again_is_what_may_go_well(monkeypatch: pytest.MonkeyPatch
 
         def ended(command: Any, environment: Any, on_line: Callable[[str], None]) -> int:
             on_line("(measure pid=7) so it went")
+            on_line("(X pid=8) Failed to query Ray Train Controller actor state. State API may be")
             on_line(line)  # noqa: B023
             return 1
 

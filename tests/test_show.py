@@ -1,12 +1,14 @@
-"""The leaderboard in a terminal, wide or narrow."""
+"""The leaderboard in a terminal, wide or narrow, and in Prefect's UI."""
 
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
 
+from flows import artifacts
 from genarena import show
 from tasks.params import Params
 from tasks.reporting import leaderboard
@@ -46,3 +48,23 @@ def test_a_narrow_window_has_fewer_columns_and_whole_names(
     assert "\u2026" not in text
     assert all(title in text for title in there)
     assert not any(title in text for title in left_out)
+
+
+def test_prefects_ui_has_the_verdict_a_short_table_and_all_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reports").mkdir()
+    rows = [{**metrics_of("gmm", 3.0, "w", psnr=20.123456), "rank": 1, "seeds": [0], "reason": ""}]
+    leaderboard.to_table(rows).to_csv("reports/leaderboard.csv", index=False)
+    words, table = Mock(), Mock()
+    monkeypatch.setattr(artifacts, "create_markdown_artifact", words)
+    monkeypatch.setattr(artifacts, "create_table_artifact", table)
+    monkeypatch.setattr(leaderboard, "load_families", lambda *_: rows)
+    artifacts.show_leaderboard(Params(families=("gmm",), models={"gmm": {}}))
+    told = words.call_args.args[0]
+    assert told.startswith("## digits\n\n- Only gmm was measured")
+    assert "| 1 | gmm | 3.00" in told
+    assert table.call_args.args[0][0]["psnr"] == 20.1235
+    assert table.call_args.args[0][0]["reason"] is None
+    assert all(call.call_args.kwargs["description"] for call in (words, table))

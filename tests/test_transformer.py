@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import Decoder, _draw
 from models.data import DataSpec
+from models.decoder import Decoder, _draw
 from models.transformer import Transformer, TransformerConfig
 
 IMAGES = DataSpec(shape=(2, 4, 6), levels=2, classes=("a", "b"))
@@ -46,22 +46,22 @@ def test_no_token_sees_itself_or_a_later_one() -> None:
 
 
 def test_the_fast_attention_is_torchs() -> None:
-    from models.attention import _attend
+    from models.attention import attend
 
     q, k, v = torch.randn(3, 2, 2, 9, 4, dtype=torch.float64)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    assert torch.allclose(_attend(q, k, v), expected)
+    assert torch.allclose(attend(q, k, v), expected)
 
 
 def test_rotary_positions_are_relative() -> None:
-    from models.attention import _rotate
+    from models.attention import rotate
 
     decoder = Decoder(3, context=12, width=8, layers=1, heads=1).double()
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
 
     def score(i: int, j: int) -> Tensor:
         turned = [
-            _rotate(x, decoder.cos[at : at + 1].double(), decoder.sin[at : at + 1].double())
+            rotate(x, decoder.cos[at : at + 1].double(), decoder.sin[at : at + 1].double())
             for x, at in ((q, i), (k, j))
         ]
         return (turned[0] * turned[1]).sum()

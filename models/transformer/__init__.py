@@ -34,10 +34,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from models.attention import Decoder, Stop
 from models.base import GenerativeModel
 from models.config import Config, OptimizerConfig, Positive
 from models.data import Batch, DataSpec
+from models.decoder import Decoder, Stop
 from models.noise import random_labels
 
 VOCABULARY = 4096  # the largest that a patch may make

@@ -36,10 +36,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from models.attention import Decoder
 from models.base import GenerativeModel, Phase
 from models.config import Config, OptimizerConfig, Positive
 from models.data import Batch, DataSpec, to_signed
+from models.decoder import Decoder
 from models.nn import gather_batch, log_mean_exp, pyramid
 from models.noise import random_labels
 from models.vqvae.networks import autoencoder

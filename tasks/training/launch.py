@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tasks.cluster import families_at_once, worker_resources
+from tasks.cluster import families_at_once, nodes_lost, worker_resources
+from tasks.head import attend
 from tasks.params import ClusterConfig
 from tasks.training.worker import STOP, work
 
@@ -41,6 +41,7 @@ def launch(
     Raises:
         BadInput: the cluster cannot hold the workers.
         Interrupted: after a signal.
+        Outage: the head of Ray is gone.
         ray.train.TrainingFailedError: the workers failed, its message says how.
     """
     import ray.train
@@ -73,27 +74,24 @@ def launch(
             ),
         ),
     )
-    failure: list[BaseException] = []
-    outcome: list[dict[str, Any]] = []
-
-    def fit() -> None:
-        try:
-            outcome.append(trainer.fit().return_value)
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True, name="ray-train-fit")
     with Signals(directory / STOP) as signals:
-        thread.start()
-        while thread.is_alive() and not signals.overdue():
-            thread.join(0.5)
+
+        def stop() -> bool:
             poll()
-    poll()
+            return signals.overdue()
+
+        try:
+            outcome = attend(trainer.fit, stop)
+        except BaseException as error:
+            if nodes_lost(error):  # workers elsewhere may live on, and would meet the next ones
+                (directory / STOP).touch()
+            if signals.received is None:
+                raise
     if signals.received is not None:
         raise Interrupted(128 + signals.received)
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    assert outcome is not None
+    found: dict[str, Any] = outcome.return_value
+    return found
 
 
 class Signals:
