@@ -65,14 +65,18 @@ $(BENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	touch $@
 
 # name := how it is measured; one after the other, each to a JSON file of its name
-BENCHES := start data_path overhead memory training ddim orchestration
+BENCHES := start data_path overhead memory training ddim sampling evaluation orchestration scaling gpus
 measure_start := $(BIN)/python -m benchmarks.start
 measure_data_path := $(BENCH)/python -m benchmarks.data_path --rounds $(ROUNDS)
 measure_overhead := $(BENCH)/python -m benchmarks.overhead
 measure_memory := $(BENCH)/python -m benchmarks.overhead --memory --families vae --rounds $(ROUNDS)
 measure_training := $(BENCH)/python -m benchmarks.training --rounds $(ROUNDS)
 measure_ddim := $(BENCH)/python -m benchmarks.ddim --rounds $(ROUNDS)
+measure_sampling := $(BIN)/python -m benchmarks.sampling --rounds $(ROUNDS)
+measure_evaluation := $(BIN)/python -m benchmarks.evaluation --rounds $(ROUNDS) --all
 measure_orchestration := $(BIN)/python -m benchmarks.orchestration
+measure_scaling := $(BIN)/python -m benchmarks.scaling
+measure_gpus := $(BIN)/python -m benchmarks.gpus
 TABLE = $(BIN)/python -m benchmarks.tables $(RESULTS) docs/performance.md
 
 .NOTPARALLEL:

@@ -1,32 +1,29 @@
 """Fidelity metrics against torchmetrics', side by side: times, memory, and that they agree.
 
-    .venv/bin/python benchmarks/evaluation.py
-    .venv/bin/python benchmarks/evaluation.py --samples 2000 --real 1000 --pairs 1
+    .venv/bin/python -m benchmarks.evaluation --json evaluation.json
+    .venv/bin/python -m benchmarks.evaluation --samples 2000 --real 1000 --rounds 1
 
 Random images of 28x28 and the classifier's architecture at its default size (time does not depend
-on what it has learnt); FID, KID (100 subsets of 1,000) and inception score, which is what
-torchmetrics has of ours (KID's random subsets are drawn in another order: its values agree within
-their error). Two comparisons, each in alternating pairs, medians:
+on what it has learnt); Fréchet distance, KID (100 subsets of 1,000) and inception score, which is
+what torchmetrics has of ours. Ours also has KID's standard error, and KID in float64; KID's random
+subsets are drawn in another order, so its values agree within their error.
 
-- `features`: both are given the same features and logits.
-- `images`: both start from the uint8 images. Every torchmetrics metric runs the network for
-  itself; ours runs once over the samples and once over the real images, though in the pipeline the
-  latter are stored. `--real-stored` counts it so. Ours has its batch norms fused, as the pipeline
-  loads it; torchmetrics is given the network as it was trained.
+From the images, every torchmetrics metric runs the network for itself; with its `FeatureShare` two
+of the three share it. Ours runs once over the samples and once over the real images, whose
+features the pipeline has stored: a row counts it so. Ours has its batch norms fused, as the
+pipeline loads it; torchmetrics is given the network as it was trained, and batches of `--batch`.
 
-Then all of our fidelity and memorisation metrics once, with their peak memory.
+`--all`: then all of our fidelity and memorisation metrics once, with their peak memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
+import math
 import resource
-import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,16 +32,20 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.wrappers import FeatureShare
 
+from benchmarks.pairs import Row, alternate, arguments, report, versions
 from models.data import DataSpec
 from tasks.data.shards import Split
-from tasks.evaluation import classes, fidelity, memorisation, quality, real
+from tasks.evaluation import classes, fidelity, kernel_distance, memorisation, quality, real
 from tasks.evaluation.classifier import Classifier, fused
 from tasks.evaluation.features import Extractor
 
 DATA = DataSpec(shape=(1, 28, 28), levels=256, classes=tuple("0123456789"))
-BATCH = 500
 Result = dict[str, float]
+# relative differences that are no surprise: rounding; another shuffle
+APART = {"frechet_distance": 1e-4, "inception_score": 1e-3}
+ERRORS = 6  # of KID, in deviations that the choice of its random subsets gives its mean
 
 
 class Through(nn.Module):
@@ -58,77 +59,94 @@ class Through(nn.Module):
         return self.function(x)
 
 
-def theirs(fake: Tensor, genuine: Tensor, features: nn.Module, logits: nn.Module) -> Result:
+def theirs(
+    fake: Tensor,
+    genuine: Tensor,
+    features: Callable[[Tensor], Tensor],
+    logits: Callable[[Tensor], Tensor],
+    batch: int,
+    *,
+    shared: bool = False,
+) -> Result:
     """torchmetrics, fed in batches as its documentation does."""
-    fid = FrechetInceptionDistance(features)
-    kid = KernelInceptionDistance(features, subsets=fidelity.SUBSETS, subset_size=subset(genuine))
-    score = InceptionScore(logits, splits=fidelity.SPLITS)
+    net = Through(features, 64)
+    fid = FrechetInceptionDistance(net)
+    size = min(kernel_distance.SUBSET_SIZE, len(genuine))
+    kid = KernelInceptionDistance(net, subsets=kernel_distance.SUBSETS, subset_size=size)
+    score = InceptionScore(Through(logits, 10), splits=fidelity.SPLITS)
+    distances: Any = FeatureShare([fid, kid]) if shared else (fid, kid)
     for images, is_real in ((genuine, True), (fake, False)):
-        for part in images.split(BATCH):
-            fid.update(part, real=is_real)
-            kid.update(part, real=is_real)
+        for part in images.split(batch):
+            if shared:
+                distances.update(part, real=is_real)
+            else:
+                for metric in distances:
+                    metric.update(part, real=is_real)
             if not is_real:
                 score.update(part)
+    if shared:
+        found = distances.compute()
+        distance, kernel = found["FrechetInceptionDistance"], found["KernelInceptionDistance"]
+    else:
+        distance, kernel = fid.compute(), kid.compute()
     return {
-        "frechet_distance": float(fid.compute()),
-        "kid": float(kid.compute()[0]),
+        "frechet_distance": float(distance),
+        "kid": float(kernel[0]),
         "inception_score": float(score.compute()[0]),
     }
 
 
-def subset(genuine: Tensor) -> int:
-    return min(fidelity.SUBSET_SIZE, len(genuine))
-
-
 def ours(fake: np.ndarray, genuine: np.ndarray, logits: np.ndarray) -> Result:
+    kernel = kernel_distance.kid(fake, genuine)
     return {
+        "kid_deviation": kernel.std / math.sqrt(kernel_distance.SUBSETS),
         "frechet_distance": fidelity.frechet_distance(fake, genuine),
-        "kid": fidelity.kid(fake, genuine).mean,
+        "kid": kernel.mean,
         "inception_score": fidelity.inception_score(logits)[0],
     }
 
 
-def timed(function: Callable[[], Result]) -> tuple[float, Result]:
-    begun = time.perf_counter()
-    found = function()
-    return time.perf_counter() - begun, found
+def compare(
+    contenders: dict[str, Callable[[], Result]], rounds: int, label: str
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
+    """Seconds of each, round by round, and how far the others' last values are from the first's.
 
+    Raises SystemExit where that is further than `APART` allows: times of other things are no ratio.
+    """
+    values: dict[str, Result] = {}
 
-def compare(name: str, pairs: int, mine: Callable[[], Result], other: Callable[[], Result]) -> Any:
-    """Alternating pairs; the medians, the ratio, its spread, and how far the values are apart."""
-    seconds: list[tuple[float, float]] = []
-    for number in range(pairs):
-        (fast, a), (slow, b) = timed(mine), timed(other)
-        seconds.append((fast, slow))
-        print(
-            f"{name}, pair {number + 1}: ours {fast:.2f} s, torchmetrics {slow:.2f} s", flush=True
-        )
-    apart = {key: abs(a[key] / b[key] - 1) for key in a}
-    ratios = [slow / fast for fast, slow in seconds]
-    fast, slow = (statistics.median(column) for column in zip(*seconds, strict=True))
-    print(
-        f"{name}: ours {fast:.2f} s, torchmetrics {slow:.2f} s (medians); "
-        f"{statistics.median(ratios):.1f} times as fast ({min(ratios):.1f} to {max(ratios):.1f})"
-    )
-    print("  relative differences: " + ", ".join(f"{k} {v:.1e}" for k, v in apart.items()))
-    return {"ours_s": fast, "torchmetrics_s": slow, "ratios": ratios, "apart": apart}
+    def seconds(name: str) -> float:
+        begun = time.perf_counter()
+        values[name] = contenders[name]()
+        return time.perf_counter() - begun
+
+    turns = {name: partial(seconds, name) for name in contenders}
+    found = alternate(turns, rounds, label)
+    names = list(values)
+    mine = values[names[0]]
+    apart = {
+        name: {k: abs(value / mine[k] - 1) for k, value in values[name].items()}
+        for name in names[1:]
+    }
+    allowed = {**APART, "kid": ERRORS * mine["kid_deviation"] / abs(mine["kid"])}
+    for name, differences in apart.items():
+        wrong = {k: v for k, v in differences.items() if v > allowed.get(k, 0)}
+        if wrong:
+            raise SystemExit(f"{label}: {name} differs from ours by {wrong} of it")
+    return found, apart
 
 
 def everything(
     judge: Classifier, extract: Extractor, fake: Tensor, train: Tensor, test: Tensor
-) -> Any:
+) -> dict[str, Any]:
     """All of the protocol's numbers about samples, from their images; seconds by group."""
 
     def split(x: Tensor) -> Split:
         return Split(x.numpy(), np.arange(len(x)) % 10, None, None)
 
     few = test[:100].numpy()
-    stored = real.compute(
-        extract,
-        judge,
-        {"train": train.numpy(), "validation": few, "test": test.numpy()},
-        len(fake),
-    )
+    splits = {"train": train.numpy(), "validation": few, "test": test.numpy()}
+    stored = real.compute(extract, judge, splits, len(fake))
     yardstick = quality.Yardstick(split(train), few, split(test), extract, stored, judge)
     found, begun = {}, time.perf_counter()
     seen = quality.look(fake.numpy(), yardstick)
@@ -148,14 +166,11 @@ def everything(
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=50_000)
+    parser = arguments(__doc__)
+    parser.add_argument("--samples", type=int, default=50_000, help="and training images")
     parser.add_argument("--real", type=int, default=10_000, help="test images")
-    parser.add_argument("--train", type=int, help="training images; as many as samples")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--real-stored", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--batch", type=int, default=100, help="images that torchmetrics is fed")
+    parser.add_argument("--all", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -169,32 +184,70 @@ def main() -> None:
 
     fake, genuine = images(options.samples) // 2, images(options.real)
     fake_features, real_features = extract(fake), extract(genuine)
-    known = Through(lambda x: x, 64)
-    known_logits = Through(judge.head, 10)
-    net, net_logits = Through(plain.features, 64), Through(plain, 10)
+    logits = judge.head(torch.from_numpy(fake_features)).numpy()
 
-    def from_images() -> Result:
+    def from_images(stored: bool) -> Result:
         mine = extract(fake)
-        others = real_features if options.real_stored else extract(genuine)
+        others = real_features if stored else extract(genuine)
         return ours(mine, others, judge.head(torch.from_numpy(mine)).numpy())
 
-    logits = judge.head(torch.from_numpy(fake_features)).numpy()
-    a, b = torch.from_numpy(fake_features), torch.from_numpy(real_features)
-    found = {
-        "features": compare(
-            "features",
-            options.pairs,
-            lambda: ours(fake_features, real_features, logits),
-            lambda: theirs(a, b, known, known_logits),
-        ),
-        "images": compare(
-            "images", options.pairs, from_images, lambda: theirs(fake, genuine, net, net_logits)
-        ),
-        "all": everything(judge, extract, fake, images(options.train or options.samples), genuine),
-        "settings": {**vars(options), "json": None},
-    }
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    raw = partial(theirs, fake, genuine, plain.features, plain, options.batch)
+    known = torch.from_numpy(fake_features), torch.from_numpy(real_features)
+    seen, apart = compare(
+        {
+            "ours": partial(from_images, stored=False),
+            "stored": partial(from_images, stored=True),
+            "torchmetrics": raw,
+            "FeatureShare": partial(raw, shared=True),
+        },
+        options.rounds,
+        "from images",
+    )
+    bare, apart["features"] = compare(
+        {
+            "ours": partial(ours, fake_features, real_features, logits),
+            "torchmetrics": partial(theirs, *known, lambda x: x, judge.head, options.batch),
+        },
+        options.rounds,
+        "from features",
+    )
+    told = ", ".join(f"{k} {v:.0e}" for k, v in apart["torchmetrics"].items())
+    rows = [
+        Row(name, "s", mine, other, goal, peer, more_is_better=False, note=note)
+        for name, mine, other, goal, peer, note in (
+            (
+                "from the images",
+                seen["ours"],
+                seen["torchmetrics"],
+                5,
+                "torchmetrics",
+                f"apart: {told}",
+            ),
+            (
+                "the real images' features stored",
+                seen["stored"],
+                seen["torchmetrics"],
+                5,
+                "torchmetrics",
+                "",
+            ),
+            ("from the images", seen["ours"], seen["FeatureShare"], 1, "FeatureShare", ""),
+            (
+                "from the features",
+                bare["ours"],
+                bare["torchmetrics"],
+                1,
+                "torchmetrics",
+                "theirs in float32, without KID's error",
+            ),
+        )
+    ]
+    more: dict[str, Any] = {"apart": apart, "versions": versions("torch", "torchmetrics")}
+    if options.all:
+        train = images(options.samples)
+        more["all"] = everything(judge, extract, fake, train, genuine)
+    title = f"Fréchet distance, KID, inception score of {options.samples:,} samples"
+    report(title, rows, options, **more)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,45 @@ def child(module: str, *words: str, python: str = sys.executable) -> dict[str, A
     return found
 
 
+class Contender:
+    """`python -m module words` as a process that stays: it says what it is, and then answers.
+
+    So contenders do not share what is a process's own, such as how it keeps freed memory.
+    """
+
+    MARK = "answer: "  # before what is said; other lines are whatever a library prints
+
+    def __init__(self, module: str, *words: str) -> None:
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-m", module, *words]
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
+        self.told: dict[str, Any] = self._answer()
+
+    def ask(self, question: str) -> Any:
+        assert self.process.stdin is not None
+        print(question, file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(self.MARK):
+                return json.loads(line.removeprefix(self.MARK))
+        raise SystemExit(f"{self.process.args}: exit code {self.process.wait()}")
+
+    @classmethod
+    def serve(cls, told: dict[str, Any], answer: Callable[[str], Any]) -> None:
+        """The other side: say what one is, and answer each line until there are no more."""
+        print(cls.MARK + json.dumps(told), flush=True)
+        for line in sys.stdin:
+            print(cls.MARK + json.dumps(answer(line.strip())), flush=True)
+
+
 def hardware(threads: int | None = None) -> str:
     """The machine and what runs on it, in one line."""
     import torch

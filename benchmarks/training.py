@@ -14,8 +14,6 @@ take turns; what starts a training is not counted, on either side.
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks import digits, peers, plain
-from benchmarks.pairs import Row, alternate, arguments, child, report, versions
+from benchmarks.pairs import Contender, Row, alternate, arguments, report, versions
 from benchmarks.peers.denoising_diffusion import denoising_diffusion
 from benchmarks.peers.normflows import normflows
 from benchmarks.peers.pythae import pythae
@@ -79,37 +77,51 @@ def ours(model: GenerativeModel, data: TrainData, batch: int, precision: str, st
     return (last - first) / (ended - begun)
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All contenders of one family; images per second in each round, and parameters."""
-    set_up_torch(options.threads)
+def serve(name: str, side: str, options: argparse.Namespace) -> None:
+    """One side of one family, in a process of its own: answers a contender with images/s."""
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     family = name.partition("/")[0]
     binary = family in BINARY
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        told = digits.lay_out(root, options.mnist)
-        x, label = digits.levels(root, binary=binary)
-        data = TrainData(x, label)
+        told: dict[str, Any] = {"data": digits.lay_out(root, options.mnist)}
         spec = DataSpec(shape=(1, 28, 28), levels=2 if binary else 256)
         model = store.build(family, {}, spec.model_dump(mode="json"))
-        peer = PEERS[name](copy.deepcopy(model), root, options.batch)
-        precisions = ["fp32"]
-        if resolve_precision("auto", torch.device("cpu")) == "bf16":
-            precisions.append("bf16")
-        runs: dict[str, Callable[[int], float]] = {"theirs": peer.train}
-        runs |= {p: partial(ours, model, data, options.batch, p) for p in precisions}
-        steps = {}
+        runs: dict[str, Callable[[int], float]]
+        if side == "theirs":
+            peer = PEERS[name](model, root, options.batch)
+            told |= {"peer": peer.name, "parameters": peer.parameters}
+            runs = {"theirs": peer.train}
+        else:
+            set_up_torch(options.threads)  # as a worker does
+            data = TrainData(*digits.levels(root, binary=binary))
+            told["parameters"] = peers.count(model)
+            precisions = {"fp32", resolve_precision("auto", torch.device("cpu"))}
+            runs = {p: partial(ours, model, data, options.batch, p) for p in sorted(precisions)}
+        steps = told["steps"] = {}
         for contender, run in runs.items():  # warms up, and says how long a step takes
             per_second = run(WARM) / options.batch
             steps[contender] = max(WARM, round(options.seconds * per_second))
-        turns = {who: partial(run, steps[who]) for who, run in runs.items()}
-        rates = alternate(turns, options.rounds, name)
+        Contender.serve(told, lambda contender: runs[contender](steps[contender]))
+
+
+def measure(name: str, words: list[str], rounds: int) -> dict[str, Any]:
+    """All contenders of one family; images per second in each round, and parameters."""
+    mine, other = (
+        Contender("benchmarks.training", f"--child={name}", f"--side={side}", *words)
+        for side in ("ours", "theirs")
+    )
+    turns = {p: partial(mine.ask, p) for p in reversed(mine.told["steps"])}
+    rates = alternate({"theirs": partial(other.ask, "theirs"), **turns}, rounds, name)
+    for contender in (mine, other):
+        contender.end()
     return {
         "rates": rates,
-        "steps": steps,
-        "peer": peer.name,
-        "parameters": {"ours": peers.count(model), "theirs": peer.parameters},
-        "data": told,
+        "steps": mine.told["steps"] | other.told["steps"],
+        "peer": other.told["peer"],
+        "parameters": {"ours": mine.told["parameters"], "theirs": other.told["parameters"]},
+        "data": mine.told["data"],
     }
 
 
@@ -119,16 +131,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=4, help="of each training")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure(options.child, options)))
+        serve(options.child, options.side, options)
         return
-    words = [f"--{name}={getattr(options, name)}" for name in ("rounds", "threads", "batch")]
+    words = [f"--{name}={getattr(options, name)}" for name in ("threads", "batch")]
     words.append(f"--seconds={options.seconds}")
     words += [f"--mnist={options.mnist}"] if options.mnist else []
     rows, data = [], ""
     for name in options.families:
-        found = child("benchmarks.training", f"--child={name}", *words)
+        found = measure(name, words, options.rounds)
         data, (mine, other) = found["data"], found["parameters"].values()
         for precision in (p for p in GOALS if p in found["rates"]):
             rows.append(

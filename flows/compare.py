@@ -5,7 +5,7 @@ prepare -> classifier -> features -> (train -> evaluate) x families x seeds -> r
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -13,11 +13,11 @@ from prefect.states import Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import artifacts
+from flows.backing import started
 from flows.chains import measure
 from flows.parameters import CompareSettings
-from flows.process import allow, stop_all
+from flows.process import allow
 from flows.stage import REFUSED, as_own, run_stage
-from tasks import jobs, tracking
 from tasks.errors import BadInput, Outage
 from tasks.params import Params, load_params, override_params
 from tasks.runs import runs
@@ -45,27 +45,19 @@ def run_all() -> State[Any]:
     """Every stage that has to run, on Ray, in this flow run; the caller holds the project."""
     allow()
     params = load_params()
-    with jobs.for_stages(params.cluster) as (address, places):
-        environment, failed = {"RAY_ADDRESS": address}, True
-        parent = tracking.tolerant("starting the run", lambda: tracking.start_parent(params))
-        if parent:
-            environment[tracking.PARENT] = parent
-            tracking.tolerant("naming the run", lambda: artifacts.show_run(params, parent))
-        try:
-            state = _stages(params, environment, places)
-            failed = state.is_failed()
-            return state
-        finally:
-            stop_all()  # before Ray goes, so that trainings can write their checkpoints
-            if parent:
-                end = partial(tracking.end_parent, params, parent, failed=failed)
-                tracking.tolerant("ending the run", end)
+    with started(params) as backing:
+        state = _stages(params, backing.ready)
+        backing.failed = state.is_failed()
+        return state
 
 
-def _stages(params: Params, environment: dict[str, str], places: int) -> State[Any]:
+def _stages(params: Params, ready: Callable[[], tuple[dict[str, str], int]]) -> State[Any]:
     asked = runs(params.families, params.seeds)
     progress = artifacts.Progress(5 + 2 * len(asked))
+    environment: dict[str, str] = {}
     for stage in ("prepare", "classifier", "features"):
+        if stage == "features":  # the first that uses Ray
+            environment, places = ready()
         if (state := run_stage(stage, environment, return_state=True)).is_failed():
             return as_own(state)
         progress.step()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from genarena.api import own_server
 from genarena.show import console, show_leaderboard
 from models import FAMILIES
 from tasks import dvc
@@ -18,6 +20,7 @@ from tasks.data.config import plain
 from tasks.environment import prepare_environment
 from tasks.errors import BadInput, exit_on_bad_input
 from tasks.params import Params, load_params, override_params, preview_params
+from tasks.warm import standing_by
 from tasks.workspace import alone
 
 STARTERS = {
@@ -40,12 +43,12 @@ def run_comparison(
     with exit_on_bad_input("genarena"):
         enter_project()
         prepare_environment()
-        with alone(console.print):
+        with standing_by() as get_ready, alone(console.print):
             _set_params(dataset, data_path, families, seeds, budget, captions, settings)
-            _compare(load_params())
+            _compare(load_params(), get_ready)
 
 
-def _compare(params: Params) -> None:
+def _compare(params: Params, get_ready: Callable[[], None]) -> None:
     """Run the flow where something has to run, and show the leaderboard."""
     local = "://" not in params.dataset.path
     if local and not Path(params.dataset.path).exists():
@@ -56,6 +59,7 @@ def _compare(params: Params) -> None:
     if not dvc.changed(console.print):
         console.print("Everything is up to date: no stage has to run.")
     else:
+        get_ready()
         failure = _run_flow()
     show_leaderboard(params)
     if failure or not _all_ok(params):
@@ -161,14 +165,20 @@ def _run_flow() -> str | None:
     Returns when the leaderboard was made, with what failed besides. Exits 2 where a stage
     refused its input, 1 where it failed before, each with the stage's own line.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with own_server() as answering:
+        return _flow(answering)
+
+
+def _flow(answering: Callable[[], None]) -> str | None:
     from prefect.exceptions import PrefectHTTPStatusError
 
     from flows.compare import compare
     from flows.stage import REFUSED
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     made = _leaderboard_time()
     try:
+        answering()
         state = compare(return_state=True)
     except KeyboardInterrupt:
         console.print("stopped; the same command resumes")

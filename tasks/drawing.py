@@ -116,7 +116,10 @@ def draw_slice(
     """What a Ray worker runs: `request` asked of the model whose files lie in `folder`."""
     import torch
 
+    from tasks.environment import keep_freed_memory
+
     torch.set_num_threads(threads)
+    keep_freed_memory()
     return drawn(_loaded(folder), uri, [request], options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -49,6 +50,17 @@ DEFAULTS = {
     "GOMP_SPINCOUNT": "1000",
 }
 
+# of mallopt(3): from which size on a block is a mapping of its own (before glibc 2.35 no more than
+# 32 MiB is taken), how much may lie free at the end of the heap, and how much it grows by, on which
+# depends whether a thread other than the first gives its heap back
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD = -3, -1, -2
+KEEP = (
+    (M_MMAP_THRESHOLD, 32 * 2**20),
+    (M_TRIM_THRESHOLD, 2**31 - 1),
+    (M_TOP_PAD, 64 * 2**20),
+    (M_MMAP_THRESHOLD, 256 * 2**20),
+)
+
 
 def prepare_environment() -> None:
     """Set the defaults; call before Prefect, Ray or MLflow are imported."""
@@ -59,3 +71,16 @@ def prepare_environment() -> None:
     here = str(Path(sys.executable).parent)  # so that `dvc` and `git` hooks find this environment
     if here not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", "")])
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what training or sampling frees, where it can be told so (glibc).
+
+    It would give large blocks back to the system, which hands out empty pages the next time:
+    thousands of page faults in each step (docs/performance.md). The process then holds what it
+    held at its most. What variables of the environment say stays.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        for option, size in KEEP:
+            mallopt(option, size)

@@ -22,6 +22,7 @@ from tasks.environment import FLOW_PID, prepare_environment
 from tasks.errors import AWAY, BadInput, Outage, exit_on_bad_input, nearest
 from tasks.params import load_params
 from tasks.runs import UNEXPLAINED, Run
+from tasks.warm import COMMAND
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -88,7 +89,11 @@ def _end_with_parents() -> None:
     meet its own successor over the same checkpoints.
     """
     watched: list[psutil.Process] = []
-    for parent in psutil.Process().parents():
+    parents = psutil.Process().parents()
+    if COMMAND in os.environ:  # this is the work of that process, not its own (`tasks.warm`)
+        command = psutil.Process(int(os.environ.pop(COMMAND)))
+        parents = [command, *command.parents()]
+    for parent in parents:
         watched.append(parent)
         if any(Path(word).name == "dvc" for word in parent.cmdline()[:3]):
             break

@@ -60,7 +60,7 @@ def test_no_more_runs_are_open_than_have_a_place_and_a_failed_one_frees_it(
     monkeypatch.setattr(compare.artifacts, "show_leaderboard", Mock())
     families = ("vae", "gan", "gmm")
     params = Params(families=families, seeds=(0, 1), models={name: {} for name in families})
-    state = compare._stages(params, {}, places)
+    state = compare._stages(params, lambda: ({}, places))
     names = [f"{family}-{seed}" for seed in (0, 1) for family in families]
     assert [line.split()[0] for line in log] == names
     assert max(int(line.split()[-1]) for line in log) == places

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.data import Batch, DataSpec
+from models.data import Batch, DataSpec, from_signed
 from models.ddpm import DDPM, DDPMConfig
 from models.ddpm.process import alpha_bars, discretised_gaussian_log_prob
 from models.unet import UNet
@@ -115,6 +116,24 @@ def test_ddim_with_eta_one_and_every_step_is_ancestral() -> None:
     assert torch.allclose(
         2 * sigma.log(), learned.process.log_variance(t, t - 1, found.mix), atol=1e-5
     )
+
+
+@pytest.mark.parametrize("changes", [{}, {"prediction": "v"}, {"learned_variance": True}])
+def test_ddim_without_noise_is_the_same_without_the_posterior(changes: dict[str, Any]) -> None:
+    model = small(timesteps=40, **changes)
+    z, times, x = torch.randn(6, 64), model.process.times(9), torch.empty(0)
+    for eta in (0.0, 1e-30):  # so small a one takes the way of all others, and leaves no trace
+        x = z.view(6, 1, 8, 8)
+        for time, after in pairwise(times):
+            t, s = torch.full((6,), time), torch.full((6,), after)
+            found = model.predict(x, t)
+            x, sigma = model.process.ddim(found, x, t, s, eta)
+            kept, spread = model.process.at(s)
+            _, variance = model.process.posterior(found.x0, x, t, s)
+            away = (spread.square() - eta**2 * variance).clamp(min=0).sqrt()
+            assert torch.equal(x, kept * found.x0 + away * found.noise)
+            assert float(sigma.abs().max()) <= 1e-29
+    assert torch.equal(model.sample(6, z=z, steps=9), from_signed(x, TINY.levels))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torchmetrics.functional.image import (
 )
 
 from models.data import DataSpec
-from tasks.evaluation import classifier, features, fidelity, reconstruction
+from tasks.evaluation import classifier, features, fidelity, kernel_distance, reconstruction
 
 
 def feature_sets(n: int = 700, d: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -47,9 +48,26 @@ def test_kid_equals_torch_fidelity() -> None:
     expected = kid_features_to_metric(
         torch.from_numpy(a), torch.from_numpy(b), kid_subsets=50, kid_subset_size=300, verbose=False
     )
-    found = fidelity.kid(a, b, subsets=50, subset_size=300)
+    found = kernel_distance.kid(a, b, subsets=50, subset_size=300)
     assert found.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-6)
     assert found.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-6)
+
+
+@pytest.mark.parametrize("subset_size", [300, 24])  # tiles of a subset's rows: several, or one
+def test_kid_is_the_formula_written_out(subset_size: int) -> None:
+    """In plain float64 and over all pairs, however the rows are tiled and symmetry is used."""
+    a, b = feature_sets(700, 24)
+    random, values = np.random.RandomState(2020), []
+    for _ in range(20):
+        x, y = (
+            s[random.choice(len(s), subset_size, replace=False)].astype(np.float64) for s in (a, b)
+        )
+        same, other, across = ((p @ q.T / 24 + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
+        different = ~np.eye(subset_size, dtype=bool)
+        values.append(same[different].mean() + other[different].mean() - 2 * across.mean())
+    found = kernel_distance.kid(a, b, subsets=20, subset_size=subset_size)
+    assert found.mean == pytest.approx(np.mean(values), rel=1e-9)
+    assert found.std == pytest.approx(np.std(values), rel=1e-9)
 
 
 @pytest.mark.parametrize("dimensions", [4, 30])
@@ -57,7 +75,8 @@ def test_the_kernel_distances_error_is_the_jackknife(
     dimensions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Recomputed without each row in turn; few features take another way than many."""
-    monkeypatch.setattr(fidelity, "BLOCK", 100)  # several blocks, the last one smaller
+    for name, size in {"BLOCK": 100, "TILE": 7, "ROWS": 9, "GROUP": 3}.items():
+        monkeypatch.setattr(kernel_distance, name, size)  # several blocks, the last one smaller
     random = np.random.default_rng(0)
     a = random.normal(size=(41, dimensions))
     b = random.normal(size=(33, dimensions)) + 0.3
@@ -77,8 +96,8 @@ def test_the_kernel_distances_error_is_the_jackknife(
     without_a = [mmd(np.delete(a, i, 0), b) for i in range(len(a))]
     without_b = [mmd(a, np.delete(b, i, 0)) for i in range(len(b))]
     expected = math.sqrt(spread(without_a) + spread(without_b))
-    assert fidelity.mmd_std_error(a, b) == pytest.approx(expected, rel=1e-9)
-    found = fidelity.kid(a, b, subsets=7, subset_size=20)
+    assert kernel_distance.mmd_std_error(a, b) == pytest.approx(expected, rel=1e-9)
+    found = kernel_distance.kid(a, b, subsets=7, subset_size=20)
     assert found.std_error == pytest.approx(math.sqrt(expected**2 + found.std**2 / 7), rel=1e-9)
 
 
@@ -86,7 +105,9 @@ def test_the_kernel_distances_error_is_that_of_new_sets() -> None:
     """It is the deviation over independent sets, which that over subsets is not."""
     random = np.random.default_rng(0)
     found = [
-        fidelity.kid(random.normal(size=(100, 6)), random.normal(size=(100, 6)) + 0.3, subsets=20)
+        kernel_distance.kid(
+            random.normal(size=(100, 6)), random.normal(size=(100, 6)) + 0.3, subsets=20
+        )
         for _ in range(80)
     ]
     true = np.std([value.mean for value in found], ddof=1)
@@ -117,7 +138,7 @@ def test_two_halves_of_one_set_are_closer_than_another_set() -> None:
     a, b = feature_sets(600, 8)
     halves = fidelity.frechet_distance(a[::2], a[1::2])
     assert 0 < halves < 0.05 * fidelity.frechet_distance(a, b)
-    same, other = fidelity.kid(a[::2], a[1::2]), fidelity.kid(a, b)
+    same, other = kernel_distance.kid(a[::2], a[1::2]), kernel_distance.kid(a, b)
     assert abs(same.mean) < 4 * same.std_error  # unbiased: about 0, on either side
     assert other.mean > 10 * other.std_error
 
@@ -153,7 +174,7 @@ def test_frechet_distance_identical_symmetric_and_singular() -> None:
 def test_features_that_are_not_finite_are_refused(value: float) -> None:
     a, b = feature_sets(50)
     a[3, 2] = value
-    for metric in (fidelity.frechet_distance, fidelity.kid, fidelity.mmd_std_error):
+    for metric in (fidelity.frechet_distance, fidelity.kid, kernel_distance.mmd_std_error):
         with pytest.raises(ValueError, match="not finite"):
             metric(a, b)
     with pytest.raises(ValueError, match="at least 2"):
@@ -259,6 +280,29 @@ def test_classifier_learns_saves_and_counts_shares(
     layers = list(classifier.load(tmp_path).modules())
     assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in layers)  # fused
     assert any(isinstance(layer, torch.nn.BatchNorm2d) for layer in judge.modules())
+
+
+@torch.no_grad()
+def test_the_quick_classifier_is_the_trained_one_but_for_rounding() -> None:
+    """Features in float32 by the quick way and by the plain one, both against float64."""
+    torch.manual_seed(0)
+    spec = DataSpec(shape=(3, 28, 20), levels=256, classes=("a", "b"))
+    plain = classifier.Classifier(spec, width=32, features=64).train()
+    x = torch.randint(0, 256, (64, 3, 28, 20), dtype=torch.uint8)
+    for _ in range(3):
+        plain(x)  # so that the batch norms' statistics are no longer those of nothing
+    plain.eval()
+    exact = copy.deepcopy(plain).double().body(x.double() / 127.5 - 1)
+    quick = classifier.fused(copy.deepcopy(plain))
+    kept = x.clone()
+    found = {name: net.features(x) for name, net in (("plain", plain), ("quick", quick))}
+    assert torch.equal(x, kept)
+    scale = float(exact.abs().max())
+    assert scale > 0.01
+    for features_found in found.values():
+        assert float((features_found - exact).abs().max()) < 1e-5 * scale
+    convolutions = [m for m in quick.body if isinstance(m, torch.nn.Conv2d)]
+    assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in convolutions)
 
 
 def test_without_classes_rotations_are_learnt_and_named() -> None:

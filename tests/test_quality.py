@@ -16,7 +16,7 @@ from models.base import GenerativeModel
 from models.config import Config
 from models.data import DataSpec, from_signed, from_unit
 from tasks.data.shards import Split
-from tasks.evaluation import extractors, fidelity, floors, pictures, protocol, real
+from tasks.evaluation import extractors, fidelity, floors, kernel_distance, pictures, protocol, real
 from tasks.evaluation.classifier import Classifier, predict
 from tasks.evaluation.features import Extractor
 from tasks.evaluation.manifold import manifold_metrics, nearest
@@ -208,7 +208,7 @@ def test_floors_are_computed_once_for_so_many_samples(
     found = measure(Deals(split_of(300, 5).x), yardstick).metrics
     assert asked == []
     assert found["frechet_distance_floor"] == fidelity.frechet_distance(train[:300], test)
-    assert found["kid_floor"] == fidelity.kid(train[:300], test).mean
+    assert found["kid_floor"] == kernel_distance.kid(train[:300], test).mean
     assert found["recall_floor"] == manifold_metrics(test, train[:300])["recall"]
     fewer = measure(Deals(split_of(150, 5).x), yardstick, 150).metrics
     assert asked == [150]

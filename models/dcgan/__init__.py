@@ -46,6 +46,7 @@ class DCGAN(UnconditionalGAN):
 
     Config = DCGANConfig
     paper = "Radford et al. 2016, arXiv:1511.06434"
+    channels_last = True
     config: DCGANConfig
 
     def __init__(self, config: DCGANConfig, data: DataSpec) -> None:

@@ -136,8 +136,10 @@ class Process(nn.Module):
         self, found: Predicted, x: Tensor, t: Tensor, s: Tensor, eta: float
     ) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of x_s given x_t (Song et al. 2021, eq. 12 and 16)."""
-        _, variance = self.posterior(found.x0, x, t, s)
         kept, spread = self.at(s)
+        if eta == 0:  # no noise: the posterior is not asked, and sqrt(spread^2) is spread
+            return kept * found.x0 + spread * found.noise, torch.zeros_like(spread)
+        _, variance = self.posterior(found.x0, x, t, s)
         away = (spread.square() - eta**2 * variance).clamp(min=0).sqrt()
         sigma = variance.sqrt()
         if found.mix is not None:

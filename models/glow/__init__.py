@@ -57,6 +57,7 @@ class Glow(GenerativeModel):
     Config = GlowConfig
     paper = "Kingma & Dhariwal 2018, arXiv:1807.03039"
     likelihood = "exact"
+    channels_last = True
     reconstruction = "encode-decode"
     config: GlowConfig
     initialised: Tensor

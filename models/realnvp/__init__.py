@@ -63,6 +63,7 @@ class RealNVP(GenerativeModel):
     paper = "Dinh et al. 2017, arXiv:1605.08803"
     modalities = frozenset({"image", "points"})
     likelihood = "exact"
+    channels_last = True
     reconstruction = "encode-decode"
     config: RealNVPConfig
 

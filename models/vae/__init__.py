@@ -70,6 +70,7 @@ class VAE(GenerativeModel):
     likelihood = "bound"
     reconstruction = "encode-decode"
     training_only = ("steps",)
+    channels_last = True
     config: VAEConfig
     steps: Tensor
 
@@ -142,7 +143,8 @@ class VAE(GenerativeModel):
     def _mixture(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mixture logits, means (levels span [-1, 1]) and log-scales, `[N, C, K, H, W]`."""
         channels, height, width = self.canvas
-        out = self.decoder(z).float()
+        # whatever the layout of the weights
+        out = self.decoder(z).to(torch.float32, memory_format=torch.contiguous_format)
         out = out.view(len(z), channels, 3, self.config.mixture, height, width)
         logits, means, log_scales = out.unbind(2)
         return logits, means, (log_scales - 2).clamp(-7, 3)
@@ -151,7 +153,7 @@ class VAE(GenerativeModel):
         """log p(x|z) of x `[B, *shape]` at K latents each, z `[B, K, latent_dim]`: `[B, K]`."""
         flat = z.flatten(0, 1)
         if self.bernoulli:
-            logits = self.decoder(flat).float().view(*z.shape[:2], -1)
+            logits = self.decoder(flat).float().reshape(*z.shape[:2], -1)
             right = (2.0 * x.flatten(1) - 1)[:, None] * logits
             # logsigmoid; its log1p would take three times as long, for the 8th digit
             return (right.clamp(max=0) - torch.log(1 + torch.exp(-logits.abs()))).sum(2)

@@ -46,6 +46,7 @@ class WGAN(UnconditionalGAN):
 
     Config = WGANConfig
     paper = "Arjovsky et al. 2017, arXiv:1701.07875"
+    channels_last = True
     config: WGANConfig
 
     def __init__(self, config: WGANConfig, data: DataSpec) -> None:

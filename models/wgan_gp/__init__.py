@@ -53,6 +53,7 @@ class WGANGP(UnconditionalGAN):
 
     Config = WGANGPConfig
     paper = "Gulrajani et al. 2017, arXiv:1704.00028"
+    channels_last = True
     config: WGANGPConfig
 
     def __init__(self, config: WGANGPConfig, data: DataSpec) -> None:

@@ -162,8 +162,8 @@ def _write(
 
 
 def load(directory: Path) -> Classifier:
-    """The classifier in `directory`, to be asked only: its batch norms are part of the convolutions
-    before them, which takes a sixth less time and moves features by rounding."""
+    """The classifier in `directory`, to be asked only: `fused`, which takes a third less time and
+    moves features by rounding."""
     facts = json.loads((directory / "classifier.json").read_text())
     spec = DataSpec(**facts["spec"])
     model = Classifier(spec, width=facts["width"], features=facts["features"])
@@ -172,8 +172,9 @@ def load(directory: Path) -> Classifier:
 
 
 def fused(model: Classifier) -> Classifier:
-    """`model` itself, changed for good: the same function of images, in evaluation mode, with no
-    batch norm of its own."""
+    """`model` itself, changed for good: the same function of images but for rounding, in evaluation
+    mode, with no batch norm of its own, its weights laid out with channels last (else each
+    convolution rearranges the images before and after it), and its activations in place."""
     model = model.eval()
     for i, layer in enumerate(model.body):
         if isinstance(layer, nn.BatchNorm2d):
@@ -181,7 +182,9 @@ def fused(model: Classifier) -> Classifier:
             assert isinstance(convolution, nn.Conv2d)
             model.body[i - 1] = fuse_conv_bn_eval(convolution, layer)
             model.body[i] = nn.Identity()
-    return model
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = True
+    return model.to(memory_format=torch.channels_last)
 
 
 def _shifted(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.evaluation import fidelity
+from tasks.evaluation import fidelity, kernel_distance
 from tasks.evaluation.manifold import K_COVERAGE, manifold_metrics, nearest
 
 Rows = NDArray[np.float32]
@@ -36,7 +36,7 @@ def compute(features: Mapping[str, Rows], samples: int) -> dict[str, Any]:
     if min(len(train), len(test[:samples])) > dimensions:
         found["frechet_distance_train"] = fidelity.frechet_distance(test[:samples], train)
     if min(len(alike), len(test)) > K_COVERAGE:
-        found["kid"] = fidelity.kid(alike, test).mean
+        found["kid"] = kernel_distance.kid(alike, test).mean
         found |= manifold_metrics(test, alike)
     found[NEW] = float(np.median(nearest(test, train)[0]))
     return found

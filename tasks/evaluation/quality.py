@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.data import PLURALS
 from tasks.data.shards import Split
-from tasks.evaluation import classifier, fidelity
+from tasks.evaluation import classifier, fidelity, kernel_distance
 from tasks.evaluation.features import Extractor, logits
 from tasks.evaluation.manifold import manifold_metrics
 from tasks.evaluation.real import RealFeatures
@@ -105,7 +105,7 @@ def measure(seen: Seen, before: NDArray[np.float32] | None, yardstick: Yardstick
     }
     found, reasons = _frechet(fake, before, train, test)
     metrics |= found
-    value = fidelity.kid(fake, test)
+    value = kernel_distance.kid(fake, test)
     metrics["kid"], metrics["kid_std"], metrics["kid_std_error"] = value
     metrics |= manifold_metrics(test, fake[:alike])
     floors = real.floors_of(len(fake))

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 START_S = 300  # until all have met
+BUCKET_BYTES = 25 * 2**20  # as `DistributedDataParallel` has it; most families' gradients fit one
 
 
 class Comm:
@@ -37,7 +38,7 @@ class Comm:
         if comm.rank == 0:
             store = dist.TCPStore(address, 0, world, True, timeout, wait_for_workers=False)
             port = store.port
-        port = int(comm.first(port))
+        port = int(comm.first(port)[0])
         dist.destroy_process_group()
         if comm.rank >= world:
             return None
@@ -54,20 +55,26 @@ class Comm:
         return comm
 
     def average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Mean of the gradients over the workers, in one collective; missing ones count as 0."""
+        """Mean of the gradients over the workers, one collective a bucket; missing ones are 0.
+
+        A bucket travels while the next one is packed.
+        """
         if self.world == 1:
             return
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.reshape(-1) for g in gradients])
-        dist.all_reduce(flat)
-        flat /= self.world
-        pieces = flat.split([g.numel() for g in gradients])
-        torch._foreach_copy_(
-            gradients, [f.view(g.shape) for f, g in zip(pieces, gradients, strict=True)]
-        )
+        travelling = []
+        for bucket in buckets([p.grad for p in parameters if p.grad is not None]):
+            flat = torch.cat([g.reshape(-1) for g in bucket])
+            travelling.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        for bucket, flat, work in travelling:
+            work.wait()
+            flat /= self.world
+            pieces = flat.split([g.numel() for g in bucket])
+            torch._foreach_copy_(
+                bucket, [f.view(g.shape) for f, g in zip(pieces, bucket, strict=True)]
+            )
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the workers."""
@@ -77,11 +84,25 @@ class Comm:
             values /= self.world
         return values
 
-    def first(self, value: float) -> float:
-        """The first worker's value, on every worker."""
+    def first(self, *values: float) -> list[float]:
+        """The first worker's values, on every worker, in one collective."""
         if self.world == 1:
-            return value
+            return list(values)
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        box = torch.tensor([value], dtype=torch.float64, device=device)
+        box = torch.tensor(values, dtype=torch.float64, device=device)
         dist.broadcast(box, 0)
-        return float(box)
+        return box.tolist()
+
+
+def buckets(gradients: list[Tensor]) -> list[list[Tensor]]:
+    """In their order, those of one dtype together, up to `BUCKET_BYTES`; a larger one is alone."""
+    found: list[list[Tensor]] = []
+    last: dict[torch.dtype, tuple[list[Tensor], int]] = {}
+    for gradient in gradients:
+        bucket, size = last.get(gradient.dtype, ([], 0))
+        if not bucket or size + gradient.nbytes > BUCKET_BYTES:
+            bucket, size = [], 0
+            found.append(bucket)
+        bucket.append(gradient)
+        last[gradient.dtype] = bucket, size + gradient.nbytes
+    return found

@@ -16,6 +16,7 @@ from tasks.params import ClusterConfig
 from tasks.training.worker import STOP, work
 
 STOP_GRACE_S = 90.0
+CLEANER = "PlacementGroupCleanerCallback"  # Ray Train's
 
 
 class Interrupted(SystemExit):
@@ -53,7 +54,17 @@ def launch(
     resources = worker_resources(cluster)
     directory = Path(spec["directory"])
     (directory / STOP).unlink(missing_ok=True)
-    trainer = TorchTrainer(
+
+    class Trainer(TorchTrainer):
+        """Without the actor that removes the workers' placement group after the controller: it
+        goes with its creator by itself, and the actor's interpreter costs seconds of a processor
+        for each training, and a dashboard to ask."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            made: list[Any] = super()._create_default_callbacks()
+            return [one for one in made if type(one).__name__ != CLEANER]
+
+    trainer = Trainer(
         work,
         train_loop_config={**spec, "threads": cluster.cpus_per_worker},
         torch_config=TorchConfig(backend="nccl" if resources["GPU"] else "gloo"),

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from models.base import GenerativeModel
 from models.noise import noise_shard
+from tasks.training.average import MovingAverage
 from tasks.training.checkpoint import Checkpoints, StorageFailed
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
 from tasks.training.data import Data, check_batch
 from tasks.training.flops import count_flops
 from tasks.training.history import Record
-from tasks.training.optim import moving_average
+from tasks.training.optim import lay_out, resolve_precision, seed_noise
 from tasks.training.selection import WAITING, Inline, Scorer, Selection, Validate, ValidationFailed
 from tasks.training.turns import NonFiniteLoss, Pending, Turn, fold_seed, make_turns, means
 
@@ -102,15 +102,16 @@ def train(
     """
     comm = comm or Comm()
     check_batch(len(data), config.batch_size, comm.world)
+    lay_out(model, resolve_precision(config.precision, model.device))
     turns = make_turns(config, model)
     draws = max((turn.phase.repeats for turn in turns), default=1)
     decay = config.ema_decay if turns else 0.0  # what is fitted in closed form is not averaged
-    average = AveragedModel(model, multi_avg_fn=moving_average(decay), use_buffers=True)
+    average = MovingAverage(model, decay)
     optimizers = list(dict.fromkeys(turn.optimizer for turn in turns))
     checkpoints = Checkpoints(directory, model, average, optimizers)
     progress = Progress(**checkpoints.load_latest())
     started_at = progress.step
-    if int(comm.first(started_at)) != started_at:
+    if comm.first(started_at) != [started_at]:
         raise RuntimeError(f"worker {comm.rank} sees other checkpoints: is {directory} shared?")
     if turns and not progress.phase_flops:
         progress.phase_flops, progress.flops = count_flops(model, data, config), 0
@@ -142,15 +143,15 @@ def train(
         while not done and not stopped:
             begun = time.perf_counter()
             pending += _step(model, losses, turns, draws, data, config, progress, comm)
-            average.update_parameters(model)
+            average.update()
             log = progress.step % config.log_every == 0
             if log and model.device.type == "cuda":
                 torch.cuda.synchronize()  # else the clock would stop at the launch of the kernels
             progress.seconds += time.perf_counter() - begun
 
             if log or comm.world == 1:  # clocks and signals differ: the first worker decides
-                progress.seconds = comm.first(progress.seconds)
-                stopped = bool(comm.first(float(should_stop())))
+                told = comm.first(progress.seconds, float(should_stop()))
+                progress.seconds, stopped = told[0], bool(told[1])
             if log or comm.world == 1 or config.budget.minutes is None:
                 done = _spent(config, progress, model)
             due = done or progress.step % config.validate_every == 0
@@ -169,7 +170,7 @@ def train(
                     selection.settle(WAITING, should_stop)
                 except (NonFiniteLoss, StorageFailed, ValidationFailed) as error:
                     failure = error
-            if comm.first(float(failure is not None)):  # the others wait, here and for this
+            if any(comm.first(float(failure is not None))):  # the others wait, here and for this
                 raise failure or NonFiniteLoss("the first worker could not go on")
         finished = done and selection.settle(0, should_stop)
     best_step, best_score = selection.best() or (None, None)
@@ -195,7 +196,7 @@ def _step(
         name = turn.phase.name
         for repeat in range(turn.phase.repeats):
             batch = data.batch(step * draws + repeat, config.batch_size, seed, comm)
-            torch.manual_seed(fold_seed(seed, step, name, repeat))
+            seed_noise(fold_seed(seed, step, name, repeat), batch.x.device)
             with noise_shard(comm.rank, comm.world):
                 values = turn.run(losses, batch, step, comm)
                 with torch.no_grad():
@@ -205,7 +206,7 @@ def _step(
             progress.flops += progress.phase_flops[name]
     progress.images += config.batch_size * max((turn.phase.repeats for turn in due), default=0)
     if not turns:
-        torch.manual_seed(fold_seed(seed, step, "fit"))
+        seed_noise(fold_seed(seed, step, "fit"), model.device)
         with torch.no_grad():
             pending.append((step, "fit", model.fit(data.whole())))
         progress.images += len(data)

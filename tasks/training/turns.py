@@ -7,13 +7,18 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.base import GenerativeModel, Phase
 from models.data import Batch
 from tasks.training.comm import Comm
 from tasks.training.config import TrainConfig
-from tasks.training.optim import learning_rate, make_optimizer, resolve_precision
+from tasks.training.optim import (
+    clip_gradients,
+    learning_rate,
+    make_optimizer,
+    resolve_precision,
+)
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -60,11 +65,12 @@ class Turn:
         logged = {name: value.detach().float() for name, value in values.items()}
         options = self.phase.optimizer
         if options.clip_grad_norm is not None:
-            logged["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, options.clip_grad_norm)
+            logged["grad_norm"] = clip_gradients(self.parameters, options.clip_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(options, step)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         for parameter in self.frozen:
             parameter.requires_grad_(True)
         return logged

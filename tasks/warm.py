@@ -1,0 +1,247 @@
+"""Stages in a process that has imported everything already.
+
+Importing torch, MLflow and the rest takes each stage longer than most of them work. So `genarena
+run` leaves a process behind that has imported it all once, and a stage's command, started by DVC
+as ever, has a fork of that one do the work: with the command's arguments, folder, environment and
+output, and with its exit status. The command waits, passes signals on, and is what DVC, the flow
+and the watch over the parents see. Without such a process, or where its code is not what lies in
+the folder now, the command does the work itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+SOCKET = "GENARENA_WARM"  # where the process listens
+COMMAND = "GENARENA_COMMAND_PID"  # of the command that a fork works for
+STAGES = ("prepare", "classifier", "features", "train", "evaluate", "report", "register")
+PASSED = (signal.SIGINT, signal.SIGTERM)
+GRACE_S = 120.0  # for the work of a command that was killed, to write its checkpoint
+ROOT = Path(__file__).resolve().parents[1]
+REFUSED = "refused"
+
+
+@contextlib.contextmanager
+def standing_by() -> Iterator[Callable[[], None]]:
+    """A fork of this process that stages may use inside the block; the call has it get ready.
+
+    To be called before there are threads, locks or connections.
+    """
+    if sys.platform != "linux":  # elsewhere libraries do not survive a fork
+        yield lambda: None
+        return
+    folder = tempfile.mkdtemp(prefix="genarena-")  # for nobody else
+    address = str(Path(folder, "stages"))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(64)
+    wakes, alive = os.pipe()
+    if (process := _fork()) == 0:
+        os.close(alive)
+        _wait_on(listener, wakes)
+    listener.close()
+    os.close(wakes)
+
+    def get_ready() -> None:
+        os.environ[SOCKET] = address
+        os.write(alive, b"!")
+
+    try:
+        yield get_ready
+    finally:
+        os.environ.pop(SOCKET, None)
+        os.kill(process, signal.SIGKILL)  # it holds nothing
+        os.waitpid(process, 0)
+        os.close(alive)
+        shutil.rmtree(folder)
+
+
+def hand_over(words: list[str]) -> None:
+    """Have `python -m tasks.<stage> ...` done by the process that stands by, and end as it ends.
+
+    Returns where there is none, or where it refuses.
+    """
+    request: dict[str, Any] = {"words": words, "cwd": str(Path.cwd()), "pid": os.getpid()}
+    request |= {"environment": dict(os.environ), "root": str(ROOT)}
+    request["python"] = os.path.realpath(sys.prefix)
+    with socket.socket(socket.AF_UNIX) as line:
+        try:
+            line.connect(os.environ[SOCKET])
+            socket.send_fds(line, [b"!"], [0, 1, 2])
+            line.sendall(json.dumps(request).encode() + b"\n")
+        except OSError:
+            return
+        before = {
+            number: signal.signal(number, lambda n, _: line.sendall(f"{n}\n".encode()))
+            for number in PASSED
+        }
+        answer = line.makefile().readline().strip()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if not answer:
+        raise SystemExit("the process that did the work is gone")
+    if answer != REFUSED:
+        _end(int(answer))
+
+
+def _end(status: int) -> NoReturn:
+    """As `status`, of the subprocess module: negative where a signal ended it."""
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():  # the threads are those of BLAS, which are made for it
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def _wait_on(listener: socket.socket, wakes: int) -> NoReturn:
+    """Until the process that forked this one is gone: load when told, then serve."""
+    import atexit
+
+    atexit._clear()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the flow, which tells the stages
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not os.read(wakes, 1):
+        os._exit(0)
+    loaded = _load()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that attend
+    while True:
+        ready, _, _ = select.select([listener.fileno(), wakes], [], [])
+        if wakes in ready:
+            os._exit(0)
+        line, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            _attend(line, loaded)
+        line.close()
+
+
+def _load() -> dict[str, tuple[int, int]]:
+    """Import what stages import, except Ray, which reads its token then; returns `_stamps`."""
+    import importlib
+
+    with contextlib.suppress(ImportError):  # the stage that needs it will say so
+        for name in ("mlflow", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store"):
+            importlib.import_module(name)
+    for stage in STAGES:
+        importlib.import_module(f"tasks.{stage}")
+    stamps = _stamps()
+    for stage in STAGES:  # to be run, not imported
+        del sys.modules[f"tasks.{stage}"]
+    return stamps
+
+
+def _stamps() -> dict[str, tuple[int, int]]:
+    """File -> time and size, of this project's modules that are loaded."""
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    found = {}
+    for file in filter(None, files):
+        path = Path(file)
+        if path.suffix == ".py" and ROOT in path.parents and ".venv" not in path.parts:
+            found[file] = _stamp(path)
+    return found
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size
+
+
+def _attend(line: socket.socket, loaded: dict[str, tuple[int, int]]) -> NoReturn:
+    """One command's work, in a fork of its own; what the command is told, and what it tells."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _, descriptors, *_ = socket.recv_fds(line, 1, 3)
+    told = line.makefile()
+    request = json.loads(told.readline())
+    same = request["root"] == str(ROOT) and request["python"] == os.path.realpath(sys.prefix)
+    if not same or _changed(loaded):
+        line.sendall(f"{REFUSED}\n".encode())
+        os._exit(0)
+    work = os.fork()
+    if work == 0:
+        line.close()
+        _work(request, descriptors)
+    for descriptor in (*descriptors, 0, 1, 2):  # whoever reads them waits for their end
+        os.close(descriptor)
+    threading.Thread(target=_pass_on, args=(told, work), daemon=True).start()
+    _, status = os.waitpid(work, 0)
+    with contextlib.suppress(OSError):  # the command is gone
+        line.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    os._exit(0)
+
+
+def _changed(loaded: dict[str, tuple[int, int]]) -> bool:
+    """Whether this process has other code than the folder has now, and DVC has read."""
+    try:
+        return any(_stamp(Path(file)) != stamp for file, stamp in loaded.items())
+    except OSError:
+        return True
+
+
+def _pass_on(told: TextIO, work: int) -> None:
+    """The command's signals; where the command is gone, SIGTERM, and later SIGKILL."""
+    for number in told:
+        os.kill(work, int(number))
+    os.kill(work, signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.kill(work, signal.SIGKILL)
+
+
+def _work(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    """Be the command."""
+    import atexit
+    import runpy
+    import traceback
+
+    for number in PASSED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for target, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"], **{COMMAND: str(request["pid"])})
+    del os.environ[SOCKET]
+    module, *sys.argv[1:] = request["words"]
+    sys.path[0] = request["cwd"]
+    status: Any = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        status = ended.code
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+        status = status if isinstance(status, int) else int(status is not None)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter's own end
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status & 255)

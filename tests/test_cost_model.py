@@ -1,0 +1,92 @@
+"""The cost model of training on N workers: its formulas, its fit, and what it says of large N."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from benchmarks.cost_model import (
+    Around,
+    Job,
+    Loopback,
+    Nccl,
+    efficiency,
+    exchanged,
+    fit,
+    limit,
+    ring,
+)
+
+NODES = Nccl(inside=450e9, between=400e9)
+
+
+def test_a_ring_sends_all_but_its_own_share_twice() -> None:
+    assert ring(8e6, 1, 1.0, 1e9) == 0
+    assert ring(8e6, 2, 0.0, 1e9) == pytest.approx(8e-3)
+    assert ring(8e6, 4, 0.0, 1e9) == pytest.approx(12e-3)
+    assert ring(0, 4, 0.5, 1e9) == 3.0
+
+
+def test_the_fit_finds_the_link_that_made_the_numbers() -> None:
+    made = Loopback(2e-4, 5e8, cores=2)
+    measured = [(s, n, made.seconds(s, n)) for s in (256, 1e5, 1e7) for n in (2, 4)]
+    found = fit(measured, cores=2)
+    assert found.latency == pytest.approx(2e-4)
+    assert found.bandwidth == pytest.approx(5e8)
+    # four workers on two cores take turns
+    assert made.seconds(1e7, 4) == pytest.approx(2 * ring(1e7, 4, 2e-4, 5e8))
+    with pytest.raises(ValueError, match="no ring"):
+        fit([(1e3, 2, 1.0), (1e6, 2, 0.1)], cores=2)
+
+
+def test_nccl_is_quoted_rightly() -> None:
+    """By hand, from its tuner's tables: rings of Simple, and a tree of LL over 64 nodes."""
+    link = Nccl(inside=100e9, between=50e9, reached=1.0)
+    assert link.choices(1e9, 8)["ring", "Simple"] == pytest.approx(
+        (8.4 + 14 * 3.4) * 1e-6 + 1e9 / (100e9 * 8 / 14)
+    )
+    assert link.choices(1e9, 512)["tree", "LL"] == pytest.approx(
+        (4.4 + 2 * (7 * 0.52 * 1.8 + 6 * 5.0)) * 1e-6 + 1e9 / (50e9 * 0.45 / 3.8)
+    )
+    assert link.choices(1e9, 16)["ring", "Simple"] == pytest.approx(
+        (8.4 + 28 * 3.4 + 2 * 9.6) * 1e-6 + 1e9 / (50e9 * 16 / 30)
+    )
+
+
+def test_little_is_sent_by_trees_and_much_by_rings() -> None:
+    def best(size: float, workers: int) -> str:
+        found = NODES.choices(size, workers)
+        return min(found, key=lambda choice: found[choice])[0]
+
+    assert best(256, 512) == "tree"
+    assert best(1e9, 16) == "ring"
+    assert NODES.seconds(1e9, 1) == 0
+
+
+def test_a_step_is_its_parts_and_overlaps_nothing() -> None:
+    link = Loopback(1e-3, 1e9, cores=8)
+    job = Job((4e6, 2e6), small=6, log_every=10)
+    sent = link.seconds(4e6, 4) + link.seconds(2e6, 4) + 6.3 * link.seconds(256, 4)
+    assert exchanged(job, 4, link) == pytest.approx(sent)
+    assert exchanged(job, 1, link) == 0
+    assert efficiency(0.1, job, 4, link) == pytest.approx(0.1 / (0.1 + sent))
+    assert efficiency(0.1, job, 1, link) == 1
+
+
+def test_efficiency_falls_and_where_it_passes_the_floor_is_found() -> None:
+    job = Job((400e6,), small=20)
+    shares = [efficiency(0.01, job, 2**k, NODES) for k in range(12)]
+    assert all(a >= b for a, b in pairwise(shares))
+    found = limit(0.01, job, NODES)
+    assert found is not None
+    assert efficiency(0.01, job, found, NODES) < 0.8 <= efficiency(0.01, job, found // 2, NODES)
+    assert limit(10.0, job, NODES) is None
+
+
+def test_start_and_checkpoints_are_amdahls_part() -> None:
+    around = Around(start=10.0, disk=1e8, checkpoint_every=100)
+    job = Job((1e6,), state=1e8)
+    assert around.share(job, 0.1, 1000) == pytest.approx(100 / (100 + 10 + 10))
+    assert math.isclose(Around(0, math.inf).share(job, 0.1, 1000), 1)
