@@ -13,6 +13,8 @@ of the three share it. Ours runs once over the samples and once over the real im
 features the pipeline has stored: a row counts it so. Ours has its batch norms fused, as the
 pipeline loads it; torchmetrics is given the network as it was trained, and batches of `--batch`.
 
+From the features alone there is no goal: the times are printed and stand in the JSON.
+
 `--all`: then all of our fidelity and memorisation metrics once, with their peak memory.
 """
 
@@ -45,7 +47,8 @@ DATA = DataSpec(shape=(1, 28, 28), levels=256, classes=tuple("0123456789"))
 Result = dict[str, float]
 # relative differences that are no surprise: rounding; another shuffle
 APART = {"frechet_distance": 1e-4, "inception_score": 1e-3}
-ERRORS = 6  # of KID, in deviations that the choice of its random subsets gives its mean
+ERRORS = 6  # of KID, in deviations that the choice of its random subsets gives its mean,
+ROUNDING = 2e-6  # and torchmetrics' means of a kernel near 1, in float32
 
 
 class Through(nn.Module):
@@ -128,11 +131,11 @@ def compare(
         name: {k: abs(value / mine[k] - 1) for k, value in values[name].items()}
         for name in names[1:]
     }
-    allowed = {**APART, "kid": ERRORS * mine["kid_deviation"] / abs(mine["kid"])}
+    allowed = {**APART, "kid": (ERRORS * mine["kid_deviation"] + ROUNDING) / abs(mine["kid"])}
     for name, differences in apart.items():
         wrong = {k: v for k, v in differences.items() if v > allowed.get(k, 0)}
         if wrong:
-            raise SystemExit(f"{label}: {name} differs from ours by {wrong} of it")
+            raise SystemExit(f"{label}: {name} differs from ours, {mine}, by {wrong} of it")
     return found, apart
 
 
@@ -232,17 +235,13 @@ def main() -> None:
                 "",
             ),
             ("from the images", seen["ours"], seen["FeatureShare"], 1, "FeatureShare", ""),
-            (
-                "from the features",
-                bare["ours"],
-                bare["torchmetrics"],
-                1,
-                "torchmetrics",
-                "theirs in float32, without KID's error",
-            ),
         )
     ]
-    more: dict[str, Any] = {"apart": apart, "versions": versions("torch", "torchmetrics")}
+    more: dict[str, Any] = {
+        "features_s": bare,
+        "apart": apart,
+        "versions": versions("torch", "torchmetrics"),
+    }
     if options.all:
         train = images(options.samples)
         more["all"] = everything(judge, extract, fake, train, genuine)

@@ -69,9 +69,9 @@ def transformer() -> tuple[Draw, Draw]:
 
 PAIRS = {
     "pixelcnn": Pair(pixelcnn, 4, 30),
-    "pixelrnn, row LSTM": Pair(partial(pixelrnn, PixelRNNConfig(layer="row_lstm")), 4, 30),
+    "pixelrnn, row LSTM": Pair(partial(pixelrnn, PixelRNNConfig(layer="row_lstm")), 8, 30),
     "pixelrnn, diagonal BiLSTM": Pair(
-        partial(pixelrnn, PixelRNNConfig(layer="diagonal_bilstm")), 4, 30
+        partial(pixelrnn, PixelRNNConfig(layer="diagonal_bilstm")), 8, 30
     ),
     "transformer": Pair(transformer, 16, 20),
 }
