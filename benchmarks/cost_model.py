@@ -131,20 +131,22 @@ class Job:
         small: other collectives of a step (batch statistics), of some hundred bytes each.
         log_every: steps between records; each costs three small collectives.
         state: bytes of a checkpoint.
+        packing: seconds for copying the gradients into the buckets and back.
     """
 
     gradients: tuple[float, ...]
     small: float = 0
     log_every: int = 20
     state: float = 0
+    packing: float = 0
 
 
 def exchanged(job: Job, workers: int, exchange: Exchange) -> float:
-    """Seconds of a step that go into collectives."""
+    """Seconds of a step that go into collectives, and into packing what they send."""
     if workers == 1:
         return 0.0
     small = (job.small + 3 / job.log_every) * exchange.seconds(256, workers)
-    return small + sum(exchange.seconds(size, workers) for size in job.gradients)
+    return job.packing + small + sum(exchange.seconds(size, workers) for size in job.gradients)
 
 
 @dataclass(frozen=True)

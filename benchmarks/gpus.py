@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cost_model import Around, Job, Nccl, efficiency, exchanged, limit
@@ -48,6 +47,9 @@ class Assumed:
 
     peak: float = 989e12  # dense bf16 of an H100 SXM, FLOP/s
     utilisation: float = 0.3  # of it that a step's matrix products and convolutions reach
+    memory: float = 3.35e12  # HBM3, bytes a second
+    passes: int = 12  # over the weights: forward, backward, Adam (7), moving average (3)
+    packing: int = 6  # more of them where gradients are exchanged
     launch: float = 5e-6  # seconds the host takes for an operation, which bounds small steps
     inside: float = 450e9  # NVLink 4, one direction of 900 GB/s
     between: float = 8 * 50e9  # eight ConnectX-7 of 400 Gb/s
@@ -97,20 +99,23 @@ def counted(name: str, batch: int) -> dict[str, Any]:
         "operations": operations.count,
         "gradients": sizes,
         "small": 4 * norms,  # mean and variance, forward and (where gradients pass) backward
-        "state": 4 * sum(p.nbytes for p in nn.ParameterList(model.parameters())),
+        "state": 4 * sum(p.nbytes for p in model.parameters()),
     }
 
 
 def compute(facts: dict[str, Any], images: float, batch: int, assumed: Assumed) -> float:
-    """Seconds of a step of so many images on one GPU: arithmetic, but no less than launching it."""
+    """Seconds of a step of so many images on one GPU: arithmetic and the weights' way through
+    memory, but no less than launching it all."""
     work = facts["flops"] * images / batch / (assumed.utilisation * assumed.peak)
-    return max(work, facts["operations"] * assumed.launch)
+    moved = assumed.passes * sum(facts["gradients"]) / assumed.memory
+    return max(work + moved, facts["operations"] * assumed.launch)
 
 
 def predicted(name: str, batch: int, start: float, assumed: Assumed) -> dict[str, Any]:
     facts = counted(name, batch)
     link = Nccl(assumed.inside, assumed.between, reached=assumed.reached)
-    job = Job(tuple(facts["gradients"]), facts["small"], state=facts["state"])
+    packing = assumed.packing * sum(facts["gradients"]) / assumed.memory
+    job = Job(tuple(facts["gradients"]), facts["small"], state=facts["state"], packing=packing)
     around = Around(start, assumed.disk)
     alone = compute(facts, batch, batch, assumed)
     rows = []
@@ -136,7 +141,7 @@ def predicted(name: str, batch: int, start: float, assumed: Assumed) -> dict[str
     return {
         "facts": facts,
         "compute_ms": 1000 * alone,
-        "bound": "launch" if alone == facts["operations"] * assumed.launch else "arithmetic",
+        "bound": "launch" if alone == facts["operations"] * assumed.launch else "GPU",
         "rows": rows,
         "below_80": limit(alone, job, link),
         "nccl": {n: " ".join(choice) for n, choice in chosen.items()},

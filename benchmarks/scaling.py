@@ -23,6 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.cost_model import Job, Loopback, crowding, exchanged, fit
 from benchmarks.pairs import Row, alternate, arguments, report
 from benchmarks.scaling_parts import CASES, EVERY, parts, training
@@ -183,6 +185,9 @@ def main() -> None:
     if 1 not in options.workers or max(options.workers) < 2:
         raise SystemExit("--workers: one worker and more than one are needed")
     prepare_environment()
+    busy = psutil.cpu_percent(interval=2)
+    if busy > 10:
+        print(f"WARNING: others use {busy:.0f}% of the cores; this measures them too", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         spec = lay_out(Path(folder), options)
         spec["steps"] = dict.fromkeys(options.cases, EVERY)
@@ -221,7 +226,7 @@ def main() -> None:
         for n in options.workers
         if n > 1
     ]
-    found = {"parts": measured, "runs": log, "steps": steps, "starts": starts}
+    found = {"parts": measured, "runs": log, "steps": steps, "starts": starts, "busy": busy}
     found["fit"] = {"latency": link.latency, "bandwidth": link.bandwidth, "errors": errors}
     title = f"Weak scaling of Ray Train workers: {options.batch} digits each, one thread each"
     report(title, rows, options, **found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -70,6 +71,7 @@ def test_a_step_is_its_parts_and_overlaps_nothing() -> None:
     job = Job((4e6, 2e6), small=6, log_every=10)
     sent = link.seconds(4e6, 4) + link.seconds(2e6, 4) + 6.3 * link.seconds(256, 4)
     assert exchanged(job, 4, link) == pytest.approx(sent)
+    assert exchanged(replace(job, packing=1.0), 4, link) == pytest.approx(1 + sent)
     assert exchanged(job, 1, link) == 0
     assert efficiency(0.1, job, 4, link) == pytest.approx(0.1 / (0.1 + sent))
     assert efficiency(0.1, job, 1, link) == 1

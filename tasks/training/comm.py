@@ -10,7 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 START_S = 300  # until all have met
-BUCKET_BYTES = 25 * 2**20  # as `DistributedDataParallel` has it; most families' gradients fit one
+# ten times what `DistributedDataParallel` has: these do not overlap the backward pass, so that more
+# of them would only add their latencies (docs/performance.md, "Scaling"); most families fit one
+BUCKET_BYTES = 250 * 2**20
 
 
 class Comm:
