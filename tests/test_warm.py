@@ -121,8 +121,10 @@ def test_a_run_begins_before_its_own_ray_is_up(monkeypatch: pytest.MonkeyPatch) 
 
     @contextmanager
     def for_stages(config: ClusterConfig) -> Iterator[tuple[str, int]]:
+        thread = threading.current_thread()  # Ray's processes would end with it
         assert coming.wait(10)
         yield "there", 2
+        assert threading.current_thread() is thread
         ended.append("ray")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
