@@ -63,5 +63,9 @@ def _ray(config: ClusterConfig) -> Iterator[Waiting]:
         with jobs.for_stages(config) as found:
             yield lambda: found
         return
-    with ExitStack() as ray, ThreadPoolExecutor(1) as pool:
-        yield pool.submit(ray.enter_context, jobs.for_stages(config)).result
+    ray = ExitStack()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(ray.enter_context, jobs.for_stages(config)).result
+        finally:  # in the same thread: the system ends Ray's processes with the one that made them
+            pool.submit(ray.close).result()

@@ -6,13 +6,13 @@ process that asks, then waits for the other. This one comes up while the flow is
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -26,20 +26,17 @@ ENVIRONMENT = {  # as Prefect's own: no pages, and only the services that one ru
 }
 
 
-@contextmanager
-def own_server() -> Iterator[Callable[[], None]]:
-    """A server for the length of the block, its address in the environment; the call waits until
-    it answers.
+def start_server() -> Callable[[], None]:
+    """A server until this process ends, its address in the environment; the call waits until it
+    answers.
 
     Where there is an address, or a profile that may hold one, nothing is started.
     """
     home = Path(os.environ.get("PREFECT_HOME", ""))
     if ADDRESS in os.environ or "PREFECT_PROFILE" in os.environ or not home.name:
-        yield lambda: None
-        return
+        return lambda: None
     if (home / "profiles.toml").exists():
-        yield lambda: None
-        return
+        return lambda: None
     home.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     words = ("--factory", "prefect.server.api.server:create_app", "--lifespan", "on")
@@ -49,16 +46,17 @@ def own_server() -> Iterator[Callable[[], None]]:
     )
     os.environ[ADDRESS] = f"http://{HOST}:{port}/api"
     os.environ["PREFECT_UI_URL"] = ""  # it has no pages to name in the log
+    atexit.register(_stop, server)  # before Prefect's own, so after it: its last lines get through
+    return lambda: _wait(server)
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
     try:
-        yield lambda: _wait(server)
-    finally:
-        del os.environ[ADDRESS], os.environ["PREFECT_UI_URL"]
-        server.terminate()
-        try:
-            server.wait(5)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        server.wait(5)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
 
 
 def _wait(server: subprocess.Popen[bytes]) -> None:

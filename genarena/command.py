@@ -12,7 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from genarena.api import own_server
+from genarena.api import start_server
 from genarena.show import console, show_leaderboard
 from models import FAMILIES
 from tasks import dvc
@@ -166,11 +166,7 @@ def _run_flow() -> str | None:
     refused its input, 1 where it failed before, each with the stage's own line.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with own_server() as answering:
-        return _flow(answering)
-
-
-def _flow(answering: Callable[[], None]) -> str | None:
+    answering = start_server()  # while the flow is imported
     from prefect.exceptions import PrefectHTTPStatusError
 
     from flows.compare import compare

@@ -3,6 +3,11 @@
 import os
 import sys
 
+from tasks.environment import DEFAULTS
+
+# read when torch is loaded, which is before `prepare_environment`
+os.environ.setdefault("GOMP_SPINCOUNT", DEFAULTS["GOMP_SPINCOUNT"])
+
 if "GENARENA_WARM" in os.environ and sys.argv[:1] == ["-m"]:
     from tasks.warm import STAGES, hand_over
 

@@ -79,6 +79,9 @@ def connected(config: ClusterConfig) -> Iterator[str]:
         local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     import ray
 
+    if threading.current_thread() is not threading.main_thread():  # of no use there, so no news
+        log = logging.getLogger("ray._private.worker")
+        log.addFilter(lambda record: "SIGTERM handler is not set" not in record.getMessage())
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if ":" in address and "://" not in address:
         _ask_for_entry(address)

@@ -19,7 +19,7 @@ from flows.process import allow
 from genarena import api
 from tasks.errors import BadInput
 from tasks.params import ClusterConfig, Params
-from tasks.training.launch import CLEANER
+from tasks.training.launch import UNUSED
 from tests import projects
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing stands by")
@@ -121,8 +121,10 @@ def test_a_run_begins_before_its_own_ray_is_up(monkeypatch: pytest.MonkeyPatch) 
 
     @contextmanager
     def for_stages(config: ClusterConfig) -> Iterator[tuple[str, int]]:
+        thread = threading.current_thread()  # Ray's processes would end with it
         assert coming.wait(10)
         yield "there", 2
+        assert threading.current_thread() is thread
         ended.append("ray")
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -165,12 +167,14 @@ def test_a_ray_that_cannot_hold_a_family_is_told_where_it_is_needed(
         assert bool(reached) is begun
 
 
-def test_the_actor_that_is_left_out_is_one_of_ray_trains() -> None:
-    """Under another name it would be back, and ask a dashboard that is not there."""
-    from ray.train.v2._internal.callbacks import placement_group_callback
+def test_the_actors_that_are_left_out_are_ray_trains() -> None:
+    """Under another name one would be back, and ask a dashboard that is not there."""
+    from ray.train.v2._internal.callbacks import datasets, placement_group_callback
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    assert hasattr(placement_group_callback, CLEANER)
+    assert all(
+        hasattr(m, n) for m, n in zip((datasets, placement_group_callback), UNUSED, strict=True)
+    )
     assert hasattr(DataParallelTrainer, "_create_default_callbacks")
 
 
@@ -182,8 +186,7 @@ def test_no_server_is_started_where_there_may_be_one(
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.setenv(name, "there")
     monkeypatch.setattr(api.subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
-    with api.own_server() as answering:
-        answering()
+    api.start_server()()
 
 
 def test_a_server_of_our_own_that_does_not_come_up_is_told(
@@ -192,6 +195,24 @@ def test_a_server_of_our_own_that_does_not_come_up_is_told(
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setattr(api.sys, "executable", "false")
-    with pytest.raises(RuntimeError, match="did not start"), api.own_server() as answering:
+    monkeypatch.setattr(api.os, "environ", dict(api.os.environ))
+    answering = api.start_server()
+    with pytest.raises(RuntimeError, match="did not start"):
         answering()
-    assert "PREFECT_API_URL" not in api.os.environ
+
+
+@pytest.mark.parametrize("module", ["genarena.command", "tasks.train"])
+def test_threads_are_told_not_to_spin_before_they_are_loaded(module: str, root: Path) -> None:
+    """OpenMP reads it once; a fork has what its parent has loaded."""
+    code = f"""
+import os, sys
+os.environ.pop("GOMP_SPINCOUNT", None)
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print("GOMP_SPINCOUNT" in os.environ)
+sys.meta_path.insert(0, Watch())
+import {module}
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "True\n", done

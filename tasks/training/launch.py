@@ -16,7 +16,10 @@ from tasks.params import ClusterConfig
 from tasks.training.worker import STOP, work
 
 STOP_GRACE_S = 90.0
-CLEANER = "PlacementGroupCleanerCallback"  # Ray Train's
+UNUSED = (  # Ray Train's, each an actor: seconds of a processor for every training
+    "DatasetsCallback",  # hands out Ray Data's, and we have none
+    "PlacementGroupCleanerCallback",  # the workers' group goes with its creator by itself
+)
 
 
 class Interrupted(SystemExit):
@@ -56,13 +59,11 @@ def launch(
     (directory / STOP).unlink(missing_ok=True)
 
     class Trainer(TorchTrainer):
-        """Without the actor that removes the workers' placement group after the controller: it
-        goes with its creator by itself, and the actor's interpreter costs seconds of a processor
-        for each training, and a dashboard to ask."""
+        """Without the actors that it has no use for; one of them asks a dashboard, too."""
 
         def _create_default_callbacks(self) -> list[Any]:
             made: list[Any] = super()._create_default_callbacks()
-            return [one for one in made if type(one).__name__ != CLEANER]
+            return [one for one in made if type(one).__name__ not in UNUSED]
 
     trainer = Trainer(
         work,
