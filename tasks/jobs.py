@@ -166,7 +166,8 @@ def call(
     client = _client(config)
     if key:
         _end_others(client, key)
-    job = client.submit_job(
+    job = _submit(
+        client,
         entrypoint=f"python -m tasks.job {shlex.quote(str(folder))}",
         runtime_env={"working_dir": ".", "excludes": list(LEFT)},
         metadata={"genarena": key},
@@ -224,6 +225,20 @@ def _client(config: ClusterConfig) -> Any:
         raise BadInput(f"cluster.address: {address}: {' '.join(str(error).split())}") from error
     finally:
         os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _submit(client: Any, **job: Any) -> str:
+    """A job's id; a head that has just started has no agent for it for some seconds."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise Outage(f"cluster.address: {error}") from error
+        time.sleep(POLL_S)
 
 
 def _end_others(client: Any, key: str) -> None:
