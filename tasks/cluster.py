@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import secrets
@@ -82,20 +83,37 @@ def connected(config: ClusterConfig) -> Iterator[str]:
     if threading.current_thread() is not threading.main_thread():  # of no use there, so no news
         log = logging.getLogger("ray._private.worker")
         log.addFilter(lambda record: "SIGTERM handler is not set" not in record.getMessage())
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if ":" in address and "://" not in address:
         _ask_for_entry(address)
     try:
-        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
+        with _own_signals():
+            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
     except ConnectionError as error:
         raise Outage(f"no Ray answers at {address}: {error}") from error
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():  # Ray's own would end us without a word
-            signal.signal(number, handler)
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """What SIGINT and SIGTERM did before, they do after: Ray's own would end us without a word."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        yield
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        return
+    # Python's handlers are its main thread's; Ray replaces the system's, which are everybody's
+    system = ctypes.CDLL(None)
+    actions = {number: ctypes.create_string_buffer(1024) for number in numbers}  # room for any
+    for number, action in actions.items():
+        system.sigaction(number, None, action)
+    yield
+    for number, action in actions.items():
+        system.sigaction(number, action, None)
 
 
 def _ask_for_entry(address: str) -> None:

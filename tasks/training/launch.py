@@ -99,6 +99,8 @@ def launch(
                 (directory / STOP).touch()
             if signals.received is None:
                 raise
+        finally:
+            poll()  # what came last
     if signals.received is not None:
         raise Interrupted(128 + signals.received)
     assert outcome is not None
