@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -140,6 +143,32 @@ def test_workers_that_outlive_their_head_are_told_to_stop(
     monkeypatch.setattr(launch, "families_at_once", lambda config: 1)
     monkeypatch.setattr(launch, "worker_resources", lambda config: {"CPU": 1.0, "GPU": 0.0})
     (tmp_path / STOP).touch()  # of an earlier end
+    polled = Mock()
     with pytest.raises(type(error)):
-        launch.launch({"directory": str(tmp_path)}, ClusterConfig(), 0, lambda: None)
+        launch.launch({"directory": str(tmp_path)}, ClusterConfig(), 0, polled)
     assert (tmp_path / STOP).exists() is told
+    polled.assert_called_once_with()  # for what came last
+
+
+@pytest.mark.parametrize("main", [True, False], ids=["main thread", "another"])
+def test_ray_takes_no_signal_from_us(main: bool) -> None:
+    seen: list[int] = []
+    ignore = ctypes.c_void_p(1)  # SIG_IGN
+
+    def start() -> None:
+        with cluster._own_signals():  # as Ray does, below Python
+            ctypes.CDLL(None).signal(signal.SIGTERM, ignore)
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        if main:
+            start()
+        else:
+            thread = threading.Thread(target=start)
+            thread.start()
+            thread.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from pathspec import PathSpec
@@ -122,6 +123,21 @@ def test_what_fails_there_fails_here(
     with pytest.raises(kind, match=said) as caught:
         jobs.call(config(tmp_path), "tasks.job:families_at_once", [])
     assert caught.type is kind
+
+
+def test_a_head_that_has_just_started_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = RuntimeError("status code 500: No available agent to submit job, please try again later")
+    client = Mock()
+    monkeypatch.setattr(jobs, "POLL_S", 0.01)
+    client.submit_job.side_effect = [none, "raysubmit_1"]
+    assert jobs._submit(client, entrypoint="x") == "raysubmit_1"
+    client.submit_job.side_effect = RuntimeError("status code 500: disk full")
+    with pytest.raises(RuntimeError, match="disk full"):
+        jobs._submit(client, entrypoint="x")
+    monkeypatch.setattr(jobs, "PATIENCE_S", 0.05)
+    client.submit_job.side_effect = none
+    with pytest.raises(Outage, match="No available agent"):
+        jobs._submit(client, entrypoint="x")
 
 
 def test_jobs_are_ended_when_asked_and_when_left_behind(
