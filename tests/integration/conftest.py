@@ -56,7 +56,8 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]
 @pytest.fixture(scope="session")
 def trained(production: Production) -> tuple[Run, Run]:
     """The first scheduled `refresh`, ended, and one that was started while it ran."""
-    production.schedule_once("refresh", 15)
+    # Prefect plans runs that are still to come; its planner was seen to take 38 s
+    production.schedule_once("refresh", 90)
     (first,) = production.until(lambda: production.runs("refresh"))
     production.until(lambda: production.look(first)["state_type"] == "RUNNING")
     second = production.start("refresh")
