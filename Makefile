@@ -75,7 +75,7 @@ measure_ddim := $(BENCH)/python -m benchmarks.ddim --rounds $(ROUNDS)
 measure_sampling := $(BIN)/python -m benchmarks.sampling --rounds $(ROUNDS)
 measure_evaluation := $(BIN)/python -m benchmarks.evaluation --rounds $(ROUNDS) --all
 measure_orchestration := $(BIN)/python -m benchmarks.orchestration
-measure_scaling := $(BIN)/python -m benchmarks.scaling
+measure_scaling := $(BIN)/python -m benchmarks.scaling --rounds $(ROUNDS)
 measure_gpus := $(BIN)/python -m benchmarks.gpus
 TABLE = $(BIN)/python -m benchmarks.tables $(RESULTS) docs/performance.md
 

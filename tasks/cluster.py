@@ -102,18 +102,22 @@ def _own_signals() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.getsignal(number) for number in numbers}
-        yield
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return
     # Python's handlers are its main thread's; Ray replaces the system's, which are everybody's
     system = ctypes.CDLL(None)
     actions = {number: ctypes.create_string_buffer(1024) for number in numbers}  # room for any
     for number, action in actions.items():
         system.sigaction(number, None, action)
-    yield
-    for number, action in actions.items():
-        system.sigaction(number, action, None)
+    try:
+        yield
+    finally:
+        for number, action in actions.items():
+            system.sigaction(number, action, None)
 
 
 def _ask_for_entry(address: str) -> None:

@@ -238,7 +238,7 @@ def _submit(client: Any, **job: Any) -> str:
                 raise
             if time.monotonic() > deadline:
                 raise Outage(f"cluster.address: {error}") from error
-        time.sleep(POLL_S)
+            time.sleep(POLL_S)
 
 
 def _end_others(client: Any, key: str) -> None:

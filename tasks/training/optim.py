@@ -47,8 +47,11 @@ def make_optimizer(
     On a CPU torch would go through the parameters one by one, in Python: the same operations, and
     the same weights bit for bit. Its fused kernels round otherwise.
     """
-    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    options["foreach"] = True
+    options: dict[str, Any] = {
+        "lr": config.lr,
+        "weight_decay": config.weight_decay,
+        "foreach": True,
+    }
     if config.name in ("adam", "adamw", "adamax"):
         options["betas"] = config.betas
     kinds = {
