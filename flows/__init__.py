@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
+from flows.database import prepare_home
 from tasks.environment import prepare_environment
 
 prepare_environment()
-if "PREFECT_HOME" in os.environ:  # Prefect makes its database there, but not the folder
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+if "PREFECT_HOME" in os.environ:
+    prepare_home(Path(os.environ["PREFECT_HOME"]))

@@ -31,10 +31,13 @@ def run(
     set_: Annotated[list[str], typer.Option("--set", help="key=value of params.yaml")] = [],  # noqa: B006
 ) -> None:
     """Run the comparison. What the options say is written into params.yaml first."""
+    from genarena.api import start_early
+
+    server = start_early()  # is up when the rest is imported
     from genarena.command import run_comparison
 
     budget = {"steps": steps, "images": images, "minutes": minutes, "flops": flops}
-    run_comparison(dataset, data_path, families, seeds, budget, captions, set_)
+    run_comparison(dataset, data_path, families, seeds, budget, captions, set_, server)
 
 
 @app.command()

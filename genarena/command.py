@@ -12,12 +12,12 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from genarena.api import start_server
+from genarena.api import Server, start_server
 from genarena.show import console, show_leaderboard
 from models import FAMILIES
 from tasks import dvc
+from tasks.cluster import LOCAL, given_address
 from tasks.data.config import plain
-from tasks.environment import prepare_environment
 from tasks.errors import BadInput, exit_on_bad_input
 from tasks.params import Params, load_params, override_params, preview_params
 from tasks.warm import standing_by
@@ -38,17 +38,18 @@ def run_comparison(
     budget: dict[str, float | None],
     captions: str,
     settings: list[str],
+    early: Server | None,
 ) -> None:
-    """`genarena run`: set what is asked in params.yaml, run the flow, show the leaderboard."""
-    with exit_on_bad_input("genarena"):
-        enter_project()
-        prepare_environment()
-        with standing_by() as get_ready, alone(console.print):
-            _set_params(dataset, data_path, families, seeds, budget, captions, settings)
-            _compare(load_params(), get_ready)
+    """`genarena run`: set what is asked in params.yaml, run the flow, show the leaderboard.
+
+    In the project's folder, its environment prepared; with Prefect's server where one was started.
+    """
+    with exit_on_bad_input("genarena"), standing_by() as get_ready, alone(console.print):
+        _set_params(dataset, data_path, families, seeds, budget, captions, settings)
+        _compare(load_params(), get_ready, early)
 
 
-def _compare(params: Params, get_ready: Callable[[], None]) -> None:
+def _compare(params: Params, get_ready: Callable[[bool], None], early: Server | None) -> None:
     """Run the flow where something has to run, and show the leaderboard."""
     local = "://" not in params.dataset.path
     if local and not Path(params.dataset.path).exists():
@@ -58,9 +59,11 @@ def _compare(params: Params, get_ready: Callable[[], None]) -> None:
     failure = None
     if not dvc.changed(console.print):
         console.print("Everything is up to date: no stage has to run.")
+        if early:
+            early.drop()
     else:
-        get_ready()
-        failure = _run_flow()
+        get_ready(given_address(params.cluster) == LOCAL)
+        failure = _run_flow(early)
     show_leaderboard(params)
     if failure or not _all_ok(params):
         raise SystemExit(f"genarena: {failure}" if failure else 1)
@@ -150,23 +153,14 @@ def _starters(changes: dict[str, Any]) -> dict[str, Any]:
     return {"families": list(STARTERS[data.modality])}
 
 
-def enter_project() -> None:
-    """Work in the project's folder: this one or one above it that holds dvc.yaml."""
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "dvc.yaml").exists() and (folder / "params.yaml").exists():
-            os.chdir(folder)
-            return
-    raise BadInput("no dvc.yaml and params.yaml here or above; run this in the project's folder")
-
-
-def _run_flow() -> str | None:
+def _run_flow(early: Server | None) -> str | None:
     """Run the flow here; SIGTERM ends it as Ctrl-C does, checkpoints written.
 
     Returns when the leaderboard was made, with what failed besides. Exits 2 where a stage
     refused its input, 1 where it failed before, each with the stage's own line.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    answering = start_server()  # while the flow is imported
+    server = early or start_server()  # while the flow is imported
     from prefect.exceptions import PrefectHTTPStatusError
 
     from flows.compare import compare
@@ -174,7 +168,7 @@ def _run_flow() -> str | None:
 
     made = _leaderboard_time()
     try:
-        answering()
+        server.wait()
         state = compare(return_state=True)
     except KeyboardInterrupt:
         console.print("stopped; the same command resumes")

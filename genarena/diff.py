@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from genarena.command import enter_project
+from genarena.project import enter_project
 from genarena.show import console
 from tasks import tracking
 from tasks.environment import prepare_environment

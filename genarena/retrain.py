@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from genarena import restore
-from genarena.command import enter_project
+from genarena.project import enter_project
 from genarena.show import console
 from models import store
 from tasks import lineage, tracking, versions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from genarena.command import enter_project
+from genarena.project import enter_project
 from genarena.show import console
 from tasks.environment import prepare_environment
 from tasks.errors import BadInput, exit_on_bad_input

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from genarena.command import enter_project
+from flows.database import prepare_home
+from genarena.project import enter_project
 from tasks import tracking
 from tasks.environment import STATE, prepare_environment
 from tasks.errors import BadInput, exit_on_bad_input
@@ -28,7 +29,7 @@ def serve(mlflow_port: int, prefect_port: int) -> None:
     with exit_on_bad_input("genarena"):
         enter_project()
         prepare_environment()
-        Path(os.environ.get("PREFECT_HOME", STATE)).mkdir(parents=True, exist_ok=True)
+        prepare_home(Path(os.environ.get("PREFECT_HOME", STATE)))
         store = tracking.tracking_uri(load_params())
         commands = {
             "Prefect": (prefect_port, ["prefect", "server", "start", "--host", HOST, "--port"]),

@@ -9,8 +9,8 @@ from tasks.environment import DEFAULTS
 os.environ.setdefault("GOMP_SPINCOUNT", DEFAULTS["GOMP_SPINCOUNT"])
 
 if "GENARENA_WARM" in os.environ and sys.argv[:1] == ["-m"]:
-    from tasks.warm import STAGES, hand_over
+    from tasks.handover import MODULES, hand_over
 
     words = sys.orig_argv[sys.orig_argv.index("-m") + 1 :]
-    if words[0] in {f"tasks.{stage}" for stage in STAGES}:
+    if words[0] in MODULES:
         hand_over(words)  # and no more of this process, where that can be

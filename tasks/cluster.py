@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tasks import handover
 from tasks.errors import BadInput, Outage
 from tasks.head import attend, cluster_id
 from tasks.params import ClusterConfig
@@ -70,7 +71,7 @@ def connected(config: ClusterConfig) -> Iterator[str]:
     if address.startswith("http"):  # of its Jobs API: this machine is no node (`tasks.jobs`)
         yield address
         return
-    local = {}
+    local: dict[str, Any] = {}
     if address == LOCAL:
         if "ray" in sys.modules and "RAY_AUTH_TOKEN" not in os.environ:
             raise RuntimeError("import ray inside connected(): it reads its token when imported")
@@ -78,6 +79,8 @@ def connected(config: ClusterConfig) -> Iterator[str]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # nobody is told of its dashboard, whose processes take ten seconds of a processor
         local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    if handover.WORKERS in os.environ:
+        local["runtime_env"] = {"py_executable": handover.ray_python()}
     import ray
 
     if threading.current_thread() is not threading.main_thread():  # of no use there, so no news

@@ -114,11 +114,9 @@ def draw_slice(
     folder: str, uri: str, request: Request, options: dict[str, Any], threads: int
 ) -> np.ndarray[Any, Any]:
     """What a Ray worker runs: `request` asked of the model whose files lie in `folder`."""
-    import torch
+    from tasks.environment import keep_freed_memory, use_threads
 
-    from tasks.environment import keep_freed_memory
-
-    torch.set_num_threads(threads)
+    use_threads(threads)
     keep_freed_memory()
     return drawn(_loaded(folder), uri, [request], options)
 

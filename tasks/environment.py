@@ -84,3 +84,13 @@ def keep_freed_memory() -> None:
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         for option, size in KEEP:
             mallopt(option, size)
+
+
+def use_threads(threads: int) -> None:
+    """So many for torch, and for numpy's products. Those read the environment when they are loaded,
+    which in a fork was before (`tasks.warm`)."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(threads)
+    threadpool_limits(threads, user_api="blas")

@@ -13,6 +13,7 @@ from typing import Any
 from models import store
 from tasks import lineage, stage, tracking
 from tasks.data import shards
+from tasks.environment import use_threads
 from tasks.jobs import Output, on_worker
 from tasks.params import EvaluationConfig, Params, load_params
 from tasks.reporting import leaderboard, table
@@ -85,7 +86,7 @@ def measure_folder(
     from tasks.evaluation import extractors, pictures, protocol, real
 
     started = time.time()
-    torch.set_num_threads(threads)
+    use_threads(threads)
     device = torch.device("cuda" if gpu else "cpu")
     model = store.load(Path(trained)).to(device)
     torch.manual_seed(config.seed)

@@ -13,6 +13,7 @@ from models.data import PLURALS, DataSpec
 from models.store import file_sha256
 from tasks import stage
 from tasks.data import shards
+from tasks.environment import use_threads
 from tasks.jobs import Output, on_worker
 from tasks.params import EvaluationConfig, Params, load_params
 
@@ -46,7 +47,7 @@ def compute_folder(
     from tasks.evaluation import classifier as judges
     from tasks.evaluation import extractors, real
 
-    torch.set_num_threads(threads)
+    use_threads(threads)
     device = torch.device("cuda" if gpu else "cpu")
     manifest = shards.read_manifest(Path(prepared))
     judge = judges.load(Path(classifier))

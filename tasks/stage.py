@@ -20,9 +20,9 @@ from models import FAMILIES
 from tasks.cluster import nodes_lost
 from tasks.environment import FLOW_PID, prepare_environment
 from tasks.errors import AWAY, BadInput, Outage, exit_on_bad_input, nearest
+from tasks.handover import COMMAND
 from tasks.params import load_params
 from tasks.runs import UNEXPLAINED, Run
-from tasks.warm import COMMAND
 
 
 def parser(name: str, doc: str | None) -> argparse.ArgumentParser:

@@ -1,11 +1,12 @@
-"""Stages in a process that has imported everything already.
+"""Stages and workers in a process that has imported everything already.
 
 Importing torch, MLflow and the rest takes each stage longer than most of them work. So `genarena
 run` leaves a process behind that has imported it all once, and a stage's command, started by DVC
 as ever, has a fork of that one do the work: with the command's arguments, folder, environment and
 output, and with its exit status. The command waits, passes signals on, and is what DVC, the flow
-and the watch over the parents see. Without such a process, or where its code is not what lies in
-the folder now, the command does the work itself.
+and the watch over the parents see (`tasks.handover`). Without such a process, or where its code is
+not what lies in the folder now, the command does the work itself. The workers of a Ray of our own
+are such forks too.
 """
 
 from __future__ import annotations
@@ -26,23 +27,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-SOCKET = "GENARENA_WARM"  # where the process listens
-COMMAND = "GENARENA_COMMAND_PID"  # of the command that a fork works for
-STAGES = ("prepare", "classifier", "features", "train", "evaluate", "report", "register")
-PASSED = (signal.SIGINT, signal.SIGTERM)
+from tasks.handover import COMMAND, MODULES, PASSED, REFUSED, ROOT, SOCKET, WORKERS
+
 GRACE_S = 120.0  # for the work of a command that was killed, to write its checkpoint
-ROOT = Path(__file__).resolve().parents[1]
-REFUSED = "refused"
 
 
 @contextlib.contextmanager
-def standing_by() -> Iterator[Callable[[], None]]:
-    """A fork of this process that stages may use inside the block; the call has it get ready.
+def standing_by() -> Iterator[Callable[[bool], None]]:
+    """A fork of this process that stages may use inside the block; the call has it get ready, for
+    workers too where Ray will be our own.
 
     To be called before there are threads, locks or connections.
     """
     if sys.platform != "linux":  # elsewhere libraries do not survive a fork
-        yield lambda: None
+        yield lambda workers: None
         return
     folder = tempfile.mkdtemp(prefix="genarena-")  # for nobody else
     address = str(Path(folder, "stages"))
@@ -56,54 +54,21 @@ def standing_by() -> Iterator[Callable[[], None]]:
     listener.close()
     os.close(wakes)
 
-    def get_ready() -> None:
+    def get_ready(workers: bool) -> None:
         os.environ[SOCKET] = address
+        if workers:
+            os.environ[WORKERS] = "1"
         os.write(alive, b"!")
 
     try:
         yield get_ready
     finally:
-        os.environ.pop(SOCKET, None)
+        for name in (SOCKET, WORKERS):
+            os.environ.pop(name, None)
         os.kill(process, signal.SIGKILL)  # it holds nothing
         os.waitpid(process, 0)
         os.close(alive)
         shutil.rmtree(folder)
-
-
-def hand_over(words: list[str]) -> None:
-    """Have `python -m tasks.<stage> ...` done by the process that stands by, and end as it ends.
-
-    Returns where there is none, or where it refuses.
-    """
-    request: dict[str, Any] = {"words": words, "cwd": str(Path.cwd()), "pid": os.getpid()}
-    request |= {"environment": dict(os.environ), "root": str(ROOT)}
-    request["python"] = os.path.realpath(sys.prefix)
-    with socket.socket(socket.AF_UNIX) as line:
-        try:
-            line.connect(os.environ[SOCKET])
-            socket.send_fds(line, [b"!"], [0, 1, 2])
-            line.sendall(json.dumps(request).encode() + b"\n")
-        except OSError:
-            return
-        before = {
-            number: signal.signal(number, lambda n, _: line.sendall(f"{n}\n".encode()))
-            for number in PASSED
-        }
-        answer = line.makefile().readline().strip()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if not answer:
-        raise SystemExit("the process that did the work is gone")
-    if answer != REFUSED:
-        _end(int(answer))
-
-
-def _end(status: int) -> NoReturn:
-    """As `status`, of the subprocess module: negative where a signal ended it."""
-    if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
-        os.kill(os.getpid(), -status)
-    os._exit(status)
 
 
 def _fork() -> int:
@@ -135,17 +100,18 @@ def _wait_on(listener: socket.socket, wakes: int) -> NoReturn:
 
 
 def _load() -> dict[str, tuple[int, int]]:
-    """Import what stages import, except Ray, which reads its token then; returns `_stamps`."""
+    """Import what stages and workers import, except Ray, which reads its token then, and which job
+    it works for; returns `_stamps`."""
     import importlib
 
     with contextlib.suppress(ImportError):  # the stage that needs it will say so
         for name in ("mlflow", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store"):
             importlib.import_module(name)
-    for stage in STAGES:
-        importlib.import_module(f"tasks.{stage}")
+    for name in MODULES:
+        importlib.import_module(name)
     stamps = _stamps()
-    for stage in STAGES:  # to be run, not imported
-        del sys.modules[f"tasks.{stage}"]
+    for name in MODULES:  # to be run, not imported
+        del sys.modules[name]
     return stamps
 
 
@@ -223,12 +189,15 @@ def _work(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"], **{COMMAND: str(request["pid"])})
-    del os.environ[SOCKET]
-    module, *sys.argv[1:] = request["words"]
+    code, *sys.argv[1:] = request["words"]
     sys.path[0] = request["cwd"]
     status: Any = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if code.endswith(".py"):
+            sys.argv[0] = code
+            runpy.run_path(code, run_name="__main__")
+        else:
+            runpy.run_module(code, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         status = ended.code
         if isinstance(status, str):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,12 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import backing
+from flows import backing, database
 from flows.process import allow
 from genarena import api
 from tasks.errors import BadInput
 from tasks.params import ClusterConfig, Params
 from tasks.training.launch import UNUSED
+from tasks.workspace import alone
 from tests import projects
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing stands by")
@@ -36,7 +39,7 @@ def as_it_is():
 tasks.stage.prepare_environment = as_it_is  # a fork has it, a process of its own has not
 warm._load = warm._stamps
 with warm.standing_by() as get_ready:
-    get_ready()
+    get_ready(workers=False)
     print(os.environ[warm.SOCKET], flush=True)
     sys.stdin.read()
 print("over", flush=True)
@@ -85,6 +88,63 @@ def test_a_stage_is_done_by_the_process_that_stands_by_while_its_code_is_the_fol
         assert "train: unknown family 'nothing'" in done.stderr
     done = subprocess.run(COMMAND, check=False, **asked)  # type: ignore[call-overload]
     assert (done.stdout, done.returncode) == ("", 2)  # nobody stands by any more
+
+
+def test_a_worker_of_ray_is_a_fork_and_where_nobody_stands_by_python_itself(
+    project: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import os, sys\n"
+        "print(sys.argv[1:], os.environ['ASKED'], 'tasks.warm' in sys.modules, flush=True)\n"
+        "sys.exit(7)\n"
+    )
+    words = [sys.executable, "-P", project / "tasks/handover.py", script, "--one", "two words"]
+    for stands in (True, False):
+        with standing(project) as environment:
+            if not stands:
+                del environment["GENARENA_WARM"]
+            environment["ASKED"] = "here"
+            done = subprocess.run(words, check=False, env=environment, stdout=subprocess.PIPE)
+        assert done.stdout.decode() == f"['--one', 'two words'] here {stands}\n"
+        assert done.returncode == 7
+
+
+def test_the_workers_of_a_ray_of_our_own_are_forks(root: Path, tmp_path: Path) -> None:
+    """Products take as many threads there as the worker was given, though numpy is loaded."""
+    code = """
+import json, os, sys
+from tasks import warm
+from tasks.environment import prepare_environment
+def look(threads, gpu):
+    import numpy, threadpoolctl
+    from tasks.environment import use_threads
+    use_threads(threads)
+    pools = [p["num_threads"] for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
+    return "tasks.warm" in sys.modules, pools
+prepare_environment()
+warm._load = warm._stamps
+import numpy
+with warm.standing_by() as get_ready:
+    get_ready(workers=True)
+    from tasks import cluster
+    from tasks.params import ClusterConfig
+    print(json.dumps(cluster.on_worker(ClusterConfig(), look)))
+"""
+    environment = projects.environment(tmp_path)
+    environment = {k: v for k, v in environment.items() if not k.startswith("RAY_ADDRESS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        env={**environment, "OPENBLAS_NUM_THREADS": "2"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    fork, pools = json.loads(done.stdout.splitlines()[-1])
+    assert fork
+    assert pools
+    assert set(pools) == {1}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -186,7 +246,62 @@ def test_no_server_is_started_where_there_may_be_one(
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.setenv(name, "there")
     monkeypatch.setattr(api.subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
-    api.start_server()()
+    api.start_server().wait()
+
+
+def test_a_server_is_there_early_and_can_be_dropped(
+    monkeypatch: pytest.MonkeyPatch, project: Path
+) -> None:
+    """Nothing is left of one that turns out to be of no use, and no second one beside a run's."""
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(api.os, "environ", projects.environment(project))
+    with alone():
+        pass
+    with subprocess.Popen(
+        [sys.executable, "-c", "from tasks.workspace import alone\nwith alone(): print(); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert api.start_early() is None
+        other.communicate(b"\n")
+    server = api.start_early()
+    assert server is not None
+    assert server.process is not None
+    assert server.process.poll() is None
+    server.drop()
+    assert server.process.poll() == -signal.SIGKILL
+
+
+def test_a_projects_database_is_a_copy_and_one_that_is_there_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = tmp_path / "made.db"
+    made.write_text("made")
+    monkeypatch.setattr(database, "MADE", made)
+    monkeypatch.delenv(database.ELSEWHERE, raising=False)
+    database.prepare_home(tmp_path / "new")
+    assert [file.name for file in (tmp_path / "new").iterdir()] == [database.FILE]
+    assert (tmp_path / "new" / database.FILE).read_text() == "made"
+    (tmp_path / "new" / database.FILE).write_text("used")
+    database.prepare_home(tmp_path / "new")
+    assert (tmp_path / "new" / database.FILE).read_text() == "used"
+    monkeypatch.setenv(database.ELSEWHERE, "postgresql+asyncpg://there")
+    database.prepare_home(tmp_path / "another")
+    assert list((tmp_path / "another").iterdir()) == []
+
+
+@pytest.mark.skipif(not database.MADE.exists(), reason="not installed by `make install`")
+def test_the_database_that_is_copied_is_what_prefects_migrations_lead_to() -> None:
+    from alembic.script import ScriptDirectory
+    from prefect.server.database.dependencies import provide_database_interface
+
+    versions = provide_database_interface().orm.versions_dir
+    head = ScriptDirectory(versions, version_locations=[versions]).get_current_head()
+    with sqlite3.connect(database.MADE) as found:
+        assert found.execute("select version_num from alembic_version").fetchall() == [(head,)]
+        assert found.execute("select count(*) from flow_run").fetchall() == [(0,)]
 
 
 def test_a_server_of_our_own_that_does_not_come_up_is_told(
@@ -196,9 +311,9 @@ def test_a_server_of_our_own_that_does_not_come_up_is_told(
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setattr(api.sys, "executable", "false")
     monkeypatch.setattr(api.os, "environ", dict(api.os.environ))
-    answering = api.start_server()
+    server = api.start_server()
     with pytest.raises(RuntimeError, match="did not start"):
-        answering()
+        server.wait()
 
 
 @pytest.mark.parametrize("module", ["genarena.command", "tasks.train"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.base import GenerativeModel
 from models.config import OptimizerConfig
-from tasks.environment import keep_freed_memory
+from tasks.environment import keep_freed_memory, use_threads
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -24,7 +24,7 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 
 def set_up_torch(threads: int) -> None:
     """So many threads, the same result at every run, and memory that is kept for the next step."""
-    torch.set_num_threads(threads)
+    use_threads(threads)
     keep_freed_memory()
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
