@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -95,13 +96,20 @@ def start_server() -> Server:
     listen = ("--host", HOST, "--port", str(port), "--log-level", "error")
     server = Server(
         subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", *words, *listen], env={**os.environ, **ENVIRONMENT}
+            [sys.executable, "-m", "uvicorn", *words, *listen],
+            env={**os.environ, **ENVIRONMENT},
+            preexec_fn=_until_it_listens,
         )
     )
     os.environ[ADDRESS] = f"http://{HOST}:{port}/api"
     os.environ["PREFECT_UI_URL"] = ""  # it has no pages to name in the log
     atexit.register(server.stop)  # before Prefect's own, so after it: its last lines get through
     return server
+
+
+def _until_it_listens() -> None:
+    """Ctrl-C reaches it too, and would be a traceback of its imports; later it ends itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _free_port() -> int:

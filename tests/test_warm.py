@@ -269,7 +269,10 @@ def test_a_server_is_there_early_and_can_be_dropped(
     server = api.start_early()
     assert server is not None
     assert server.process is not None
-    assert server.process.poll() is None
+    time.sleep(0.5)  # it imports
+    server.process.send_signal(signal.SIGINT)  # of Ctrl-C; no traceback of its own
+    with pytest.raises(subprocess.TimeoutExpired):
+        server.process.wait(0.5)
     server.drop()
     assert server.process.poll() == -signal.SIGKILL
 
