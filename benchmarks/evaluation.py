@@ -12,10 +12,8 @@ From the images, every torchmetrics metric runs the network for itself; with its
 of the three share it. Ours runs once over the samples and once over the real images, whose
 features the pipeline has stored: a row counts it so. Ours has its batch norms fused, as the
 pipeline loads it; torchmetrics is given the network as it was trained, and batches of `--batch`.
-
-From the features alone there is no goal: the times are printed and stand in the JSON.
-
-`--all`: then all of our fidelity and memorisation metrics once, with their peak memory.
+From the features alone there is no goal: the times are printed and stand in the JSON. `--all`: then
+all of our fidelity and memorisation metrics once, with their peak memory.
 """
 
 from __future__ import annotations

@@ -243,9 +243,8 @@ def _submit(client: Any, **job: Any) -> str:
 
 def _end_others(client: Any, key: str) -> None:
     """Two trainings must not meet over the same checkpoints."""
-    mine = [job for job in client.list_jobs() if (job.metadata or {}).get("genarena") == key]
-    for job in mine:
-        if not job.status.is_terminal():
+    for job in client.list_jobs():
+        if (job.metadata or {}).get("genarena") == key and not job.status.is_terminal():
             client.stop_job(job.submission_id)
             while not client.get_job_status(job.submission_id).is_terminal():
                 time.sleep(POLL_S)
