@@ -58,6 +58,8 @@ servers: $(BIN)/.installed-infra  ## Those servers in the foreground, for this f
 BENCH := .venv-bench/bin
 RESULTS := .genarena/bench
 ROUNDS ?= 5
+# where ratios are close to 1
+LONG ?= 11
 
 $(BENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	test -x $(BENCH)/python || $(PYTHON) -m venv .venv-bench
@@ -69,10 +71,10 @@ $(BENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 BENCHES := start data_path overhead memory training ddim sampling evaluation orchestration scaling gpus
 measure_start := $(BIN)/python -m benchmarks.start
 measure_data_path := $(BENCH)/python -m benchmarks.data_path --rounds $(ROUNDS)
-measure_overhead := $(BENCH)/python -m benchmarks.overhead
+measure_overhead := $(BENCH)/python -m benchmarks.overhead --rounds $(LONG)
 measure_memory := $(BENCH)/python -m benchmarks.overhead --memory --families vae --rounds $(ROUNDS)
 measure_training := $(BENCH)/python -m benchmarks.training --rounds $(ROUNDS)
-measure_ddim := $(BENCH)/python -m benchmarks.ddim --rounds $(ROUNDS)
+measure_ddim := $(BENCH)/python -m benchmarks.ddim --rounds $(LONG)
 measure_sampling := $(BIN)/python -m benchmarks.sampling --rounds $(ROUNDS)
 measure_evaluation := $(BIN)/python -m benchmarks.evaluation --rounds $(ROUNDS) --all
 measure_orchestration := $(BIN)/python -m benchmarks.orchestration
