@@ -1,15 +1,16 @@
 """What a training step costs on N workers: a model to be fitted, checked, and then extrapolated.
 
-    step(N) = compute(N) + exchange(gradients, N) + small collectives(N)
+    step(N) = compute(N) + waiting(N) + exchange(gradients, N) + small collectives(N)
 
-Nothing is subtracted for overlap: gradients are exchanged after the backward pass. Around the
+Nothing is subtracted for overlap: gradients are exchanged after the backward pass. Who is early
+waits for the last: where a step's time varies, its longest of N is longer than its mean. Around the
 steps stand what does not shrink with N (Amdahl's part): the start of the workers, and the
 checkpoints, which the first worker writes while the others wait.
 
 Seconds, bytes and bytes a second throughout. Two kinds of exchange:
 
 - `Loopback`: gloo on one machine, a ring (`gloo/allreduce.cc`): 2(N-1) messages one after the
-  other, each of a share 1/N of the bytes. Workers that are more than the cores wait for each other.
+  other, each of a share 1/N of the bytes.
 - `Nccl`: the formulas and the latencies of NCCL's own tuner (`src/graph/tuning.cc` of
   github.com/NVIDIA/nccl at 01afd20, `ncclTopoTuneModel`), which chooses, as NCCL does, the
   quickest of ring and tree and of the protocols LL, LL128 and Simple. The latencies there are of
@@ -41,14 +42,13 @@ def ring(size: float, workers: int, latency: float, bandwidth: float) -> float:
 
 @dataclass(frozen=True)
 class Loopback:
-    """Workers of one machine with so many cores for them."""
+    """Workers of one machine."""
 
     latency: float
     bandwidth: float
-    cores: int
 
     def seconds(self, size: float, workers: int) -> float:
-        return crowding(workers, self.cores) * ring(size, workers, self.latency, self.bandwidth)
+        return ring(size, workers, self.latency, self.bandwidth)
 
 
 def crowding(workers: int, cores: int) -> float:
@@ -56,21 +56,33 @@ def crowding(workers: int, cores: int) -> float:
     return max(1.0, workers / cores)
 
 
-def fit(measured: Iterable[tuple[float, int, float]], cores: int) -> Loopback:
+def longest(workers: int) -> float:
+    """The mean of the largest of so many draws of N(0, 1)."""
+    x = np.linspace(-8, 8, 4001)
+    below = np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x])
+    density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return float(np.sum(x * workers * density * below ** (workers - 1)) * (x[1] - x[0]))
+
+
+def fit(measured: Iterable[tuple[float, int, float]]) -> Loopback:
     """The loopback that is nearest to `(bytes, workers, seconds)`, by least squares of the
     relative errors (the sizes span decades).
 
     Raises:
         ValueError: latency or bandwidth would come out negative.
     """
-    rows = [
-        (crowding(n, cores) * 2 * (n - 1) / t, crowding(n, cores) * 2 * (n - 1) / n * size / t)
-        for size, n, t in measured
-    ]
+    rows = [(2 * (n - 1) / t, 2 * (n - 1) / n * size / t) for size, n, t in measured]
     (latency, inverse), *_ = np.linalg.lstsq(np.array(rows), np.ones(len(rows)), rcond=None)
     if latency <= 0 or inverse <= 0:
         raise ValueError(f"no ring: latency {latency} s, {inverse} s a byte")
-    return Loopback(float(latency), float(1 / inverse), cores)
+    return Loopback(float(latency), float(1 / inverse))
+
+
+def fit_spread(measured: Iterable[tuple[float, int, float]]) -> float:
+    """The deviation of a step's time, as a share of it, that explains the waiting in
+    `(compute, workers, waiting)`; least squares of the shares."""
+    rows = [(longest(n), waited / compute) for compute, n, waited in measured]
+    return max(0.0, sum(e * share for e, share in rows) / sum(e * e for e, _ in rows))
 
 
 # of NCCL's tuner, microseconds: base, a step within a node, a step between nodes; and the share

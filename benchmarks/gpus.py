@@ -10,7 +10,9 @@ GPU makes of them is assumed, in `Assumed`.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cost_model import Around, Job, Nccl, efficiency, exchanged, limit
-from benchmarks.pairs import arguments
+from benchmarks.pairs import arguments, commit
 from models import store
 from models.data import DataSpec
 from models.nn import BatchNorm2d
@@ -31,6 +33,11 @@ from tasks.training.flops import count_flops
 from tasks.training.turns import make_turns
 
 GPUS = (1, 8, 64, 512)
+TITLE = "Predicted, not measured: steps on GPUs"
+HEADINGS = (
+    *("", "GPUs", "step, ms", "exchange, ms", "images/s", "weak: share of N times one GPU's"),
+    *("steps' share of a run", "strong: times one GPU's", "NCCL"),
+)
 DIGITS, COLOUR = (1, 28, 28), (3, 32, 32)
 MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "vae": ("vae", {}, DIGITS),
@@ -148,6 +155,24 @@ def predicted(name: str, batch: int, start: float, assumed: Assumed) -> dict[str
     }
 
 
+def cells(found: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
+    """A line for each number of GPUs."""
+    for name, told in found.items():
+        below = f"below 80% from {told['below_80']}" if told["below_80"] else "never below 80%"
+        for row in told["rows"]:
+            yield [
+                f"{name} (bound: {told['bound']}; {below})" if row["gpus"] == 1 else "",
+                str(row["gpus"]),
+                f"{row['step_ms']:.2f}",
+                f"{row['exchange_ms']:.2f}",
+                f"{row['images_per_second']:,.0f}",
+                f"{row['weak']:.0%}",
+                f"{row['run']:.0%}",
+                f"{row['strong_speedup']:.1f}",
+                told["nccl"].get(row["gpus"], ""),
+            ]
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
@@ -157,33 +182,20 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     assumed = Assumed()
     found = {n: predicted(n, options.batch, options.start, assumed) for n in options.models}
-    table = Table(title="PREDICTED, not measured", caption=str(assumed))
-    headings = ("", "GPUs", "step, ms", "exchange, ms", "images/s", "weak", "steps' share of a run")
-    for heading in (*headings, "strong: times one GPU", "strong", "NCCL"):
-        table.add_column(heading)
-    for name, told in found.items():
-        for row in told["rows"]:
-            table.add_row(
-                f"{name} ({told['bound']}; < 80% at {told['below_80']})"
-                if row["gpus"] == 1
-                else "",
-                str(row["gpus"]),
-                f"{row['step_ms']:.2f}",
-                f"{row['exchange_ms']:.2f}",
-                f"{row['images_per_second']:,.0f}",
-                f"{row['weak']:.0%}",
-                f"{row['run']:.0%}",
-                f"{row['strong_speedup']:.1f}",
-                f"{row['strong']:.0%}",
-                told["nccl"].get(row["gpus"], ""),
-            )
+    lines = list(cells(found))
+    table = Table(*HEADINGS, title=TITLE, caption=str(assumed))
+    for line in lines:
+        table.add_row(*line)
     Console(width=200).print(table)
     for name, told in found.items():
         print(name, {k: v for k, v in told["facts"].items() if k != "gradients"})
         print("  MB of gradients:", [round(size / 1e6, 2) for size in told["facts"]["gradients"]])
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"assumed": asdict(assumed), **found}, indent=2) + "\n")
+        content = {"title": TITLE, "date": str(date.today()), "commit": commit()}
+        content["tables"] = [{"headings": HEADINGS, "rows": lines}]
+        content |= {"assumed": asdict(assumed), "models": found}
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pairs import ROOT, arguments, hardware
+from benchmarks.pairs import ROOT, Row, arguments, report
 from tests.projects import environment, make_project
 
 AGAIN = 10  # seconds, goals all three
@@ -85,6 +85,24 @@ def told(what: str, found: dict[str, Any], goal: float) -> None:
     print(f"  {'after the last':24}{found['after_s']:7.1f}")
 
 
+def limited(name: str, seconds: list[float], goal: float) -> Row:
+    return Row(name, "s", seconds, [goal] * len(seconds), 1, "the limit", at_most=True)
+
+
+def split_table(real: dict[str, Any], tiny: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Where the seconds of both runs were; families are side by side."""
+    lines = [["all", f"{real['whole_s']:.1f}", f"{tiny['whole_s']:.1f}"]]
+    for what in ("before", *real["stages_s"], "between", "after"):
+        pair = []
+        for found in (real, tiny):
+            seconds = found["stages_s"].get(what, found.get(f"{what}_s", 0.0))
+            loop = found["loops_s"].get(what.removeprefix("train@"))
+            inside = f" ({loop:.1f} the loop)" if loop is not None and "train@" in what else ""
+            pair.append(f"{seconds:.1f}{inside}")
+        lines.append([what if what in real["stages_s"] else f"{what} the stages", *pair])
+    return {"headings": ["seconds", f"{steps:,} steps", "next to nothing to do"], "rows": lines}
+
+
 def main() -> None:
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--families", default="vae dcgan")
@@ -103,13 +121,16 @@ def main() -> None:
         told(f"{options.steps:,} steps", real, goal)
         again = [timed(project, *words)[1] for _ in range(options.rounds)]
     print(f"again, nothing changed: {', '.join(f'{s:.1f}' for s in again)} s (goal {AGAIN} s)")
-    if options.json:
-        found = {**real, "orchestration": tiny, "again_s": again}
-        found["goals"] = {"rest_s": goal, "again_s": AGAIN}
-        found["met"] = {"rest_s": real["rest_s"] <= goal, "again_s": max(again) <= AGAIN}
-        found |= {"hardware": hardware(), "families": options.families, "steps": options.steps}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    name = f"{options.families}, {options.steps:,} steps: the run without its loops"
+    rows = [
+        limited(name, [real["rest_s"]], goal),
+        limited("the same, with next to nothing to do in the stages", [tiny["rest_s"]], goal),
+        limited("the same command again, nothing changed", again, AGAIN),
+    ]
+    title = "What orchestration costs, evaluation included"
+    tables = [split_table(real, tiny, options.steps)]
+    found = {"families": options.families, "steps": options.steps, "real": real, "tiny": tiny}
+    report(title, rows, options, tables=tables, **found)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     .venv/bin/python -m benchmarks.scaling --json scaling.json
     .venv/bin/python -m benchmarks.scaling --cases vae --workers 1 2 --rounds 1
+    .venv/bin/python -m benchmarks.scaling --measured scaling.json --json again.json
 
 Workers are launched as the pipeline launches them, on the digits, the counts in turns. Where there
 are fewer cores than workers they share them, so efficiency is that of the cores: images/s over
 min(workers, cores) times those of one worker. In the file beside it: the parts of a step, each
-measured on its own (`scaling_parts`), the cost model fitted to them (`cost_model`), and how far
-its steps are from the measured ones. `benchmarks.gpus` extrapolates.
+measured on its own (`scaling_parts`), the cost model fitted to them, and how far its steps are from
+the measured ones (`scaling_check`). `benchmarks.gpus` extrapolates.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
 import threading
 import time
@@ -25,10 +25,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.cost_model import Job, Loopback, crowding, exchanged, fit
 from benchmarks.pairs import Row, alternate, arguments, report
+from benchmarks.scaling_check import check, gradients
 from benchmarks.scaling_parts import CASES, EVERY, parts, training
-from models import store
 from tasks import classifier, prepare
 from tasks.cluster import connected
 from tasks.data.config import DatasetConfig
@@ -96,8 +95,8 @@ def launched(case: str, workers: int, spec: dict[str, Any], address: str, log: l
     return (last["images"] - first["images"]) / seconds
 
 
-def ray_runs(spec: dict[str, Any], options: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
-    """Images per second by case and workers, round by round; and every run's times."""
+def ray_runs(spec: dict[str, Any], options: argparse.Namespace) -> list[Any]:
+    """Every run's times, in the order of the rounds."""
     from ray.cluster_utils import Cluster  # as many places as workers, whatever there is of cores
 
     log: list[Any] = []
@@ -105,16 +104,15 @@ def ray_runs(spec: dict[str, Any], options: argparse.Namespace) -> tuple[dict[st
     nodes = Cluster(initialize_head=True, head_node_args=head)
     try:
         with connected(ClusterConfig(address=nodes.address)):
-            rates = {}
             for case in options.cases:
                 turns = {
                     str(n): partial(launched, case, n, spec, nodes.address, log)
                     for n in options.workers
                 }
-                rates[case] = alternate(turns, options.rounds, case)
+                alternate(turns, options.rounds, case)
     finally:
         nodes.shutdown()
-    return rates, log
+    return log
 
 
 def part_rounds(spec: dict[str, Any], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -128,63 +126,8 @@ def part_rounds(spec: dict[str, Any], options: argparse.Namespace) -> list[dict[
     return found
 
 
-def median(found: list[dict[str, Any]], workers: int, *keys: Any) -> float:
-    """Of the rounds of so many workers, of what lies under these keys."""
-    values = []
-    for entry in found:
-        if entry["workers"] == workers:
-            value: Any = entry
-            for key in keys:
-                value = value[key]
-            values.append(value)
-    return statistics.median(values)
-
-
-def jobs(options: argparse.Namespace, spec: dict[str, Any]) -> dict[str, Job]:
-    found = {}
-    for case in options.cases:
-        family, config = CASES[case]
-        model = store.build(family, config, spec["data"])
-        size = sum(p.numel() * 4 for p in model.parameters())
-        found[case] = Job((size,), log_every=EVERY, state=4 * size)
-    return found
-
-
-def check(
-    measured: list[dict[str, Any]], log: list[Any], link: Loopback, job: Job, case: str
-) -> list[dict[str, float]]:
-    """Predicted and measured steps of each number of workers, milliseconds.
-
-    `from_one` knows the step of one worker and the cores; `from_beside` the step beside the others.
-    """
-    alone = median(measured, 1, case, "beside", "step")
-    found = []
-    for n in sorted({entry["workers"] for entry in measured}):
-        told = [entry["step_ms"] for entry in log if (entry["case"], entry["workers"]) == (case, n)]
-        seen, beside = statistics.median(told), median(measured, n, case, "beside", "step")
-        sent = 1000 * exchanged(job, n, link)
-        row = {"workers": n, "ray": seen, "beside": beside, "exchange_predicted": sent}
-        row["exchange_seen"] = median(measured, n, case, "together", "exchange")
-        row["together"] = median(measured, n, case, "together", "step")
-        row["from_one"] = alone * crowding(n, CORES) + sent
-        row["from_beside"] = beside + sent
-        row |= {f"error_{k}": row[k] / seen - 1 for k in ("from_one", "from_beside")}
-        found.append(row)
-        print(f"{case}: " + ", ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True)
-    return found
-
-
-def main() -> None:
-    parser = arguments(__doc__, rounds=3)
-    parser.add_argument("--cases", nargs="+", default=["vae", "vae_wide"], choices=list(CASES))
-    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4])
-    parser.add_argument("--batch", type=int, default=64, help="of each worker")
-    parser.add_argument("--seconds", type=float, default=4, help="of a training by one worker")
-    parser.set_defaults(threads=1)
-    options = parser.parse_args()
-    if 1 not in options.workers or max(options.workers) < 2:
-        raise SystemExit("--workers: one worker and more than one are needed")
-    prepare_environment()
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The parts of a step, all of it by Ray's workers, and what else the machine did."""
     busy = psutil.cpu_percent(interval=2)
     if busy > 10:
         print(f"WARNING: others use {busy:.0f}% of the cores; this measures them too", flush=True)
@@ -195,41 +138,51 @@ def main() -> None:
         for case in options.cases:
             steps = options.seconds * 1000 / first[case]["beside"]["step"]
             spec["steps"][case] = max(2 * EVERY, round(steps / EVERY) * EVERY)
-        measured = part_rounds(spec, options)
-        work, (rates, log) = jobs(options, spec), ray_runs(spec, options)
-    points = [
-        (size, entry["workers"], seconds)
-        for entry in measured
-        for size, seconds in entry["all_reduce"].items()
-        if entry["workers"] > 1
-    ]
-    link = fit(points, CORES)
-    errors = [link.seconds(size, n) / seconds - 1 for size, n, seconds in points]
-    print(f"{link}; relative errors {min(errors):.0%} to {max(errors):.0%}", flush=True)
-    steps = {case: check(measured, log, link, work[case], case) for case in options.cases}
-    starts = {
-        n: statistics.median([entry["start_s"] for entry in log if entry["workers"] == n])
-        for n in options.workers
-    }
-    print("start, s: " + ", ".join(f"{n} workers {s:.1f}" for n, s in starts.items()))
-    rows = [
+        return {"busy": busy, "parts": part_rounds(spec, options), "runs": ray_runs(spec, options)}
+
+
+def rows(runs: list[dict[str, Any]], options: argparse.Namespace) -> list[Row]:
+    """Images per second of each case and number of workers, in the order of the rounds."""
+    rates: dict[tuple[str, int], list[float]] = {}
+    for run in runs:
+        rate = options.batch * run["workers"] / run["step_ms"] * 1000
+        rates.setdefault((run["case"], run["workers"]), []).append(rate)
+    return [
         Row(
             f"{case}, {n} workers",
             "images/s",
-            rates[case][str(n)],
-            [min(n, CORES) * rate for rate in rates[case]["1"]],
+            found,
+            [min(n, CORES) * rate for rate in rates[case, 1]],
             GOAL,
             f"{min(n, CORES)} times one worker's",
-            note=f"{CORES} cores; {work[case].gradients[0] / 1e6:.1f} MB of gradients",
+            note=f"{CORES} cores; {gradients(case) / 1e6:.1f} MB of gradients",
         )
-        for case in options.cases
-        for n in options.workers
+        for (case, n), found in sorted(rates.items())
         if n > 1
     ]
-    found = {"parts": measured, "runs": log, "steps": steps, "starts": starts, "busy": busy}
-    found["fit"] = {"latency": link.latency, "bandwidth": link.bandwidth, "errors": errors}
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--cases", nargs="+", default=["vae", "vae_wide"], choices=list(CASES))
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--batch", type=int, default=64, help="of each worker")
+    parser.add_argument("--seconds", type=float, default=4, help="of a training by one worker")
+    parser.set_defaults(threads=1)
+    parser.add_argument("--measured", type=Path, help="a file of this: fit and check it anew")
+    options = parser.parse_args()
+    if 1 not in options.workers or max(options.workers) < 2:
+        raise SystemExit("--workers: one worker and more than one are needed")
+    prepare_environment()
+    if options.measured:
+        file = json.loads(options.measured.read_text())
+        options.batch = int(file["settings"]["batch"])
+        told = {k: file[k] for k in ("busy", "parts", "runs", "hardware", "commit")}
+    else:
+        told = measured(options)
     title = f"Weak scaling of Ray Train workers: {options.batch} digits each, one thread each"
-    report(title, rows, options, **found)
+    more = {**told, **check(told["parts"], told["runs"])}
+    report(title, rows(told["runs"], options), options, **more)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     .venv/bin/python -m benchmarks.tables .genarena/bench docs/performance.md
 
-Every JSON file of the folder becomes a table: its `rows` (`benchmarks.pairs`), or, where it has
-none, the numbers that it holds. What stands between the marks is replaced, the rest of the page
-stays; the same files give the same page.
+Every JSON file of the folder becomes a table: its `rows` (`benchmarks.pairs`) and its `tables`
+(headings and rows of text), or, where it has neither, the numbers that it holds. What stands
+between the marks is replaced, the rest of the page stays; the same files give the same page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.pairs import spread, told
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 ORDER = (  # others come after them
     *("start", "orchestration", "data_path", "overhead", "memory", "training", "ddim"),
-    *("sampling", "evaluation", "scaling"),
+    *("sampling", "evaluation", "scaling", "gpus"),
 )
 HEADINGS = ("", "ours", "theirs", "unit", "ratio", "goal", "")
 
@@ -59,8 +59,10 @@ def text(found: dict[str, dict[str, Any]]) -> str:
         parts.append(f"**{content.get('title') or name.replace('_', ' ')}**")
         if line != usual:
             parts[-1] += f"  \n{line or 'Machine and date were not recorded.'}"
-        rows = content.get("rows")
-        parts.append(table(HEADINGS, map(cells, rows)) if rows else numbers_table(content))
+        rows, others = content.get("rows"), content.get("tables", [])
+        parts += [table(HEADINGS, map(cells, rows))] if rows else []
+        parts += [table(tuple(other["headings"]), other["rows"]) for other in others]
+        parts += [] if rows or others else [numbers_table(content)]
     return "\n\n".join(parts)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import torch
 
 from benchmarks.cost_model import (
     Around,
@@ -16,7 +17,9 @@ from benchmarks.cost_model import (
     efficiency,
     exchanged,
     fit,
+    fit_spread,
     limit,
+    longest,
     ring,
 )
 
@@ -31,15 +34,23 @@ def test_a_ring_sends_all_but_its_own_share_twice() -> None:
 
 
 def test_the_fit_finds_the_link_that_made_the_numbers() -> None:
-    made = Loopback(2e-4, 5e8, cores=2)
+    made = Loopback(2e-4, 5e8)
     measured = [(s, n, made.seconds(s, n)) for s in (256, 1e5, 1e7) for n in (2, 4)]
-    found = fit(measured, cores=2)
+    found = fit(measured)
     assert found.latency == pytest.approx(2e-4)
     assert found.bandwidth == pytest.approx(5e8)
-    # four workers on two cores take turns
-    assert made.seconds(1e7, 4) == pytest.approx(2 * ring(1e7, 4, 2e-4, 5e8))
     with pytest.raises(ValueError, match="no ring"):
-        fit([(1e3, 2, 1.0), (1e6, 2, 0.1)], cores=2)
+        fit([(1e3, 2, 1.0), (1e6, 2, 0.1)])
+
+
+def test_who_is_early_waits_for_the_last() -> None:
+    assert longest(1) == pytest.approx(0, abs=1e-9)
+    assert longest(2) == pytest.approx(1 / math.sqrt(math.pi))
+    assert longest(4) == pytest.approx(1.02938, abs=1e-5)  # of the tables of order statistics
+    steps = torch.randn(20_000, 4, generator=torch.Generator().manual_seed(0)) * 0.2 + 1
+    waited = float((steps.max(1).values - steps.mean(1)).mean())
+    assert fit_spread([(1.0, 4, waited), (10.0, 4, 10 * waited)]) == pytest.approx(0.2, rel=0.02)
+    assert fit_spread([(1.0, 2, -0.1)]) == 0
 
 
 def test_nccl_is_quoted_rightly() -> None:
@@ -67,7 +78,7 @@ def test_little_is_sent_by_trees_and_much_by_rings() -> None:
 
 
 def test_a_step_is_its_parts_and_overlaps_nothing() -> None:
-    link = Loopback(1e-3, 1e9, cores=8)
+    link = Loopback(1e-3, 1e9)
     job = Job((4e6, 2e6), small=6, log_every=10)
     sent = link.seconds(4e6, 4) + link.seconds(2e6, 4) + 6.3 * link.seconds(256, 4)
     assert exchanged(job, 4, link) == pytest.approx(sent)

@@ -26,7 +26,8 @@ def folder(tmp_path: Path) -> Path:
     heavy = Row("memory", "MiB", [300.0], [100.0], 1.5, "bare", at_most=True, note="60 steps")
     write(tmp_path, "training", {"title": "Training", "rows": [quick.found()], **MACHINE})
     elsewhere = {"hardware": "another", "title": "Memory", "rows": [heavy.found()]}
-    write(tmp_path, "memory", elsewhere)
+    where = {"headings": ["seconds", "here"], "rows": [["first|last", "1.0"]]}
+    write(tmp_path, "memory", {**elsewhere, "tables": [where]})
     bare = {"whole_s": 12.5, "again_s": [3.0, 1.0, 2.0], "loops_s": {"vae": 4.0}, "steps": 2000}
     write(tmp_path, "orchestration", {**bare, **MACHINE, "families": "vae", "settings": {"n": 1}})
     (tmp_path / "page.md").write_text(PAGE)
@@ -54,6 +55,9 @@ def test_every_file_is_a_table_in_the_order_of_the_benchmarks(
     row = r"| images\|s | 30 (20 to 40) | 10 (10 to 10) other | images/s | 3 (2 to 4) | ≥ 2 | met |"
     assert row in page
     assert "| memory; 60 steps | 300 | 100 bare | MiB | 3 | ≤ 1.5 | **missed** |" in page
+    assert (
+        f"**missed** |\n\n| seconds | here |\n| --- | --- |\n| first{chr(92)}|last | 1.0 |" in page
+    )
     assert "| again_s | 2 (1 to 3) |" in page
     assert "| loops_s, vae | 4 |" in page
     assert "| seconds | 7 |" in page
