@@ -1,6 +1,7 @@
 """What stands behind a run's stages: Ray, and the comparison's run in MLflow.
 
-Both take seconds to come up and the first stages need neither, so they start beside those.
+Both take seconds to come up and the first stages need neither, so they start beside those; a Ray of
+our own takes seconds to end, beside the last.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 from flows import artifacts
 from flows.process import stop_all
@@ -22,8 +24,10 @@ Waiting = Callable[[], tuple[str, int]]  # the address of Ray, and how many runs
 class Backing:
     """Of one run. `failed` is told to MLflow at its end."""
 
-    def __init__(self, params: Params, ray: Waiting, parent: Future[str | None]) -> None:
-        self.params, self.ray, self.parent = params, ray, parent
+    def __init__(
+        self, params: Params, ray: Waiting, done: Callable[[], Any], parent: Future[str | None]
+    ) -> None:
+        self.params, self.ray, self.done_with_ray, self.parent = params, ray, done, parent
         self.failed = True
 
     def ready(self) -> tuple[dict[str, str], int]:
@@ -42,30 +46,33 @@ class Backing:
 def started(params: Params) -> Iterator[Backing]:
     """Ray and MLflow's run for the length of the block, on their way when it begins."""
     start = partial(tracking.start_parent, params)
-    with _ray(params.cluster) as ray, ThreadPoolExecutor(1) as pool:
-        backing = Backing(params, ray, pool.submit(tracking.tolerant, "starting the run", start))
+    with _ray(params.cluster) as (ray, done), ThreadPoolExecutor(1) as pool:
+        parent = pool.submit(tracking.tolerant, "starting the run", start)
+        backing = Backing(params, ray, done, parent)
         try:
             yield backing
         finally:
             stop_all()  # before Ray goes, so that trainings can write their checkpoints
-            if parent := backing.parent.result():
-                end = partial(tracking.end_parent, params, parent, failed=backing.failed)
+            if run := parent.result():
+                end = partial(tracking.end_parent, params, run, failed=backing.failed)
                 tracking.tolerant("ending the run", end)
 
 
 @contextmanager
-def _ray(config: ClusterConfig) -> Iterator[Waiting]:
-    """`jobs.for_stages`, without waiting for a Ray of our own: the block gets a call that does.
+def _ray(config: ClusterConfig) -> Iterator[tuple[Waiting, Callable[[], Any]]]:
+    """`jobs.for_stages`, without waiting for a Ray of our own: the block gets a call that does, and
+    one by which that Ray ends while the block goes on.
 
     What others run is asked at once, and what it raises is raised at once.
     """
     if given_address(config) != LOCAL:
         with jobs.for_stages(config) as found:
-            yield lambda: found
+            yield (lambda: found), (lambda: None)
         return
     ray = ExitStack()
     with ThreadPoolExecutor(1) as pool:
         try:
-            yield pool.submit(ray.enter_context, jobs.for_stages(config)).result
+            coming = pool.submit(ray.enter_context, jobs.for_stages(config))
+            yield coming.result, partial(pool.submit, ray.close)
         finally:  # in the same thread: the system ends Ray's processes with the one that made them
             pool.submit(ray.close).result()

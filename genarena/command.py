@@ -20,7 +20,7 @@ from tasks.cluster import LOCAL, given_address
 from tasks.data.config import plain
 from tasks.errors import BadInput, exit_on_bad_input
 from tasks.params import Params, load_params, override_params, preview_params
-from tasks.warm import standing_by
+from tasks.standby import standing_by
 from tasks.workspace import alone
 
 STARTERS = {

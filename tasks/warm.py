@@ -1,13 +1,4 @@
-"""Stages and workers in a process that has imported everything already.
-
-Importing torch, MLflow and the rest takes each stage longer than most of them work. So `genarena
-run` leaves a process behind that has imported it all once, and a stage's command, started by DVC
-as ever, has a fork of that one do the work: with the command's arguments, folder, environment and
-output, and with its exit status. The command waits, passes signals on, and is what DVC, the flow
-and the watch over the parents see (`tasks.handover`). Without such a process, or where its code is
-not what lies in the folder now, the command does the work itself. The workers of a Ray of our own
-are such forks too.
-"""
+"""The process of which stages and Ray's workers are forks (`tasks.standby`)."""
 
 from __future__ import annotations
 
@@ -15,69 +6,36 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from tasks.handover import COMMAND, MODULES, PASSED, REFUSED, ROOT, SOCKET, WORKERS
+from tasks.environment import prepare_environment
+from tasks.handover import COMMAND, MODULES, PASSED, REFUSED, ROOT
 
 GRACE_S = 120.0  # for the work of a command that was killed, to write its checkpoint
+Stamps = dict[str, tuple[int, int]]  # file -> time and size
 
 
-@contextlib.contextmanager
-def standing_by() -> Iterator[Callable[[bool], None]]:
-    """A fork of this process that stages may use inside the block; the call has it get ready, for
-    workers too where Ray will be our own.
-
-    To be called before there are threads, locks or connections.
-    """
-    if sys.platform != "linux":  # elsewhere libraries do not survive a fork
-        yield lambda workers: None
-        return
-    folder = tempfile.mkdtemp(prefix="genarena-")  # for nobody else
-    address = str(Path(folder, "stages"))
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
-    listener.listen(64)
-    wakes, alive = os.pipe()
-    if (process := _fork()) == 0:
-        os.close(alive)
-        _wait_on(listener, wakes)
-    listener.close()
-    os.close(wakes)
-
-    def get_ready(workers: bool) -> None:
-        os.environ[SOCKET] = address
-        if workers:
-            os.environ[WORKERS] = "1"
-        os.write(alive, b"!")
-
-    try:
-        yield get_ready
-    finally:
-        for name in (SOCKET, WORKERS):
-            os.environ.pop(name, None)
-        os.kill(process, signal.SIGKILL)  # it holds nothing
-        os.waitpid(process, 0)
-        os.close(alive)
-        shutil.rmtree(folder)
-
-
-def _fork() -> int:
+def fork() -> int:
     with warnings.catch_warnings():  # the threads are those of BLAS, which are made for it
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 
-def _wait_on(listener: socket.socket, wakes: int) -> NoReturn:
+def serve() -> NoReturn:
+    """In a process that was started for it; its arguments: the listener, and the pipe's end."""
+    prepare_environment()  # libraries read some of it when they are loaded
+    listener, wakes = map(int, sys.argv[1:])
+    wait_on(socket.socket(fileno=listener), wakes)
+
+
+def wait_on(listener: socket.socket, wakes: int) -> NoReturn:
     """Until the process that forked this one is gone: load when told, then serve."""
     import atexit
 
@@ -86,20 +44,22 @@ def _wait_on(listener: socket.socket, wakes: int) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not os.read(wakes, 1):
         os._exit(0)
-    loaded = _load()
+    loaded = None
+    with contextlib.suppress(Exception, SystemExit):  # a command that does it itself will say so
+        loaded = _load()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that attend
     while True:
         ready, _, _ = select.select([listener.fileno(), wakes], [], [])
         if wakes in ready:
             os._exit(0)
         line, _ = listener.accept()
-        if os.fork() == 0:
+        if fork() == 0:
             listener.close()
             _attend(line, loaded)
         line.close()
 
 
-def _load() -> dict[str, tuple[int, int]]:
+def _load() -> Stamps:
     """Import what stages and workers import, except Ray, which reads its token then, and which job
     it works for; returns `_stamps`."""
     import importlib
@@ -115,8 +75,8 @@ def _load() -> dict[str, tuple[int, int]]:
     return stamps
 
 
-def _stamps() -> dict[str, tuple[int, int]]:
-    """File -> time and size, of this project's modules that are loaded."""
+def _stamps() -> Stamps:
+    """Of this project's modules that are loaded."""
     files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     found = {}
     for file in filter(None, files):
@@ -131,7 +91,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return state.st_mtime_ns, state.st_size
 
 
-def _attend(line: socket.socket, loaded: dict[str, tuple[int, int]]) -> NoReturn:
+def _attend(line: socket.socket, loaded: Stamps | None) -> NoReturn:
     """One command's work, in a fork of its own; what the command is told, and what it tells."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -142,7 +102,7 @@ def _attend(line: socket.socket, loaded: dict[str, tuple[int, int]]) -> NoReturn
     if not same or _changed(loaded):
         line.sendall(f"{REFUSED}\n".encode())
         os._exit(0)
-    work = os.fork()
+    work = fork()
     if work == 0:
         line.close()
         _work(request, descriptors)
@@ -155,8 +115,10 @@ def _attend(line: socket.socket, loaded: dict[str, tuple[int, int]]) -> NoReturn
     os._exit(0)
 
 
-def _changed(loaded: dict[str, tuple[int, int]]) -> bool:
+def _changed(loaded: Stamps | None) -> bool:
     """Whether this process has other code than the folder has now, and DVC has read."""
+    if loaded is None:
+        return True
     try:
         return any(_stamp(Path(file)) != stamp for file, stamp in loaded.items())
     except OSError:

@@ -27,10 +27,10 @@ from tests import projects
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing stands by")
 
-STANDING = """
-import os, sys, time
+PATCHES = """
+import os, time
 import tasks.stage
-from tasks import warm
+from tasks import standby, warm
 
 def as_it_is():
     print("fork", os.getpid(), flush=True)
@@ -38,9 +38,12 @@ def as_it_is():
 
 tasks.stage.prepare_environment = as_it_is  # a fork has it, a process of its own has not
 warm._load = warm._stamps
-with warm.standing_by() as get_ready:
+"""
+STANDING = f"""{PATCHES}
+import sys
+with standby.standing_by() as get_ready:
     get_ready(workers=False)
-    print(os.environ[warm.SOCKET], flush=True)
+    print(os.environ[standby.SOCKET], flush=True)
     sys.stdin.read()
 print("over", flush=True)
 """
@@ -114,7 +117,7 @@ def test_the_workers_of_a_ray_of_our_own_are_forks(root: Path, tmp_path: Path) -
     """Products take as many threads there as the worker was given, though numpy is loaded."""
     code = """
 import json, os, sys
-from tasks import warm
+from tasks import standby, warm
 from tasks.environment import prepare_environment
 def look(threads, gpu):
     import numpy, threadpoolctl
@@ -125,7 +128,7 @@ def look(threads, gpu):
 prepare_environment()
 warm._load = warm._stamps
 import numpy
-with warm.standing_by() as get_ready:
+with standby.standing_by() as get_ready:
     get_ready(workers=True)
     from tasks import cluster
     from tasks.params import ClusterConfig
@@ -170,10 +173,43 @@ def test_the_work_ends_with_its_command(project: Path, number: signal.Signals) -
 
 def test_what_is_loaded_leaves_the_process_fit_for_a_fork(root: Path) -> None:
     """Ray reads its token when it is imported, and a thread would not be there after the fork."""
-    code = "import sys, threading; from tasks import warm; loaded = warm._load(); "
+    code = "import sys, threading; from tasks import standby, warm; loaded = warm._load(); "
     code += "assert 'ray' not in sys.modules and threading.active_count() == 1; "
     code += "assert not warm._changed(loaded) and any('validation.py' in name for name in loaded)"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+def test_a_deployments_stages_are_forks_too(project: Path) -> None:
+    """Of a process of its own, which is gone afterwards; one within another's block is that one."""
+    code = f"""
+import os, psutil, subprocess
+from tasks import standby, warm
+plain, before = standby.PROGRAM, dict(os.environ)
+standby.PROGRAM = {PATCHES!r} + plain
+with standby.beside(workers=True):
+    told = os.environ[standby.SOCKET], os.environ[standby.WORKERS]
+    with standby.beside(workers=False):
+        assert (os.environ[standby.SOCKET], os.environ[standby.WORKERS]) == told
+    assert (os.environ[standby.SOCKET], os.environ[standby.WORKERS]) == told
+    print(subprocess.run({COMMAND!r}, stdout=subprocess.PIPE, text=True).stdout, flush=True)
+with standby.beside(workers=False):  # ended while it imports
+    assert standby.WORKERS not in os.environ
+standby.PROGRAM = "from tasks import warm; warm._load = None; " + plain
+with standby.beside(workers=False):  # its imports fail
+    done = subprocess.run({COMMAND!r}, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("", 2) and "unknown family" in done.stderr, done
+assert dict(os.environ) == before
+assert psutil.Process().children() == [] and not os.path.exists(told[0])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project,
+        env=projects.environment(project),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("fork ")
 
 
 def test_a_run_begins_before_its_own_ray_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,8 +236,13 @@ def test_a_run_begins_before_its_own_ray_is_up(monkeypatch: pytest.MonkeyPatch) 
         environment = {"RAY_ADDRESS": "there", backing.tracking.PARENT: "parent"}
         assert behind.ready() == (environment, 2)
         behind.failed = False
-    allow()
     assert ended == [("parent", False), "ray"]
+    with backing.started(Params(families=("vae",), models={"vae": {}})) as behind:
+        behind.ready()
+        behind.done_with_ray().result(10)
+        assert ended[2:] == ["ray"]  # and the last stages are still to come
+    allow()
+    assert ended[2:] == ["ray", ("parent", True)]
 
 
 def test_a_ray_that_cannot_hold_a_family_is_told_where_it_is_needed(
@@ -218,7 +259,7 @@ def test_a_ray_that_cannot_hold_a_family_is_told_where_it_is_needed(
         reached: list[str] = []
 
         def use(reached: list[str] = reached) -> None:
-            with backing._ray(ClusterConfig()) as ray:
+            with backing._ray(ClusterConfig()) as (ray, _):
                 reached.append("block")
                 ray()
 
