@@ -60,11 +60,15 @@ def test_no_more_runs_are_open_than_have_a_place_and_a_failed_one_frees_it(
     monkeypatch.setattr(compare.artifacts, "show_leaderboard", Mock())
     families = ("vae", "gan", "gmm")
     params = Params(families=families, seeds=(0, 1), models={name: {} for name in families})
-    state = compare._stages(params, lambda: ({}, places))
+    backing = Mock()
+    backing.ready.return_value = ({}, places)
+    backing.done_with_ray.side_effect = lambda: stages.append("no Ray from here")
+    state = compare._stages(params, backing)
     names = [f"{family}-{seed}" for seed in (0, 1) for family in families]
     assert [line.split()[0] for line in log] == names
     assert max(int(line.split()[-1]) for line in log) == places
-    assert stages == ["prepare", "classifier", "features", "report", "register"]
+    last = ["no Ray from here", "report", "register"]
+    assert stages == ["prepare", "classifier", "features", *last]
     assert state.is_failed()
     assert "gan-0, gan-1" in str(state.message)
 
