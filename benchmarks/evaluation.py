@@ -213,25 +213,12 @@ def main() -> None:
         "from features",
     )
     told = ", ".join(f"{k} {v:.0e}" for k, v in apart["torchmetrics"].items())
+    against = seen["torchmetrics"], 5, "torchmetrics"
     rows = [
         Row(name, "s", mine, other, goal, peer, more_is_better=False, note=note)
         for name, mine, other, goal, peer, note in (
-            (
-                "from the images",
-                seen["ours"],
-                seen["torchmetrics"],
-                5,
-                "torchmetrics",
-                f"apart: {told}",
-            ),
-            (
-                "the real images' features stored",
-                seen["stored"],
-                seen["torchmetrics"],
-                5,
-                "torchmetrics",
-                "",
-            ),
+            ("from the images", seen["ours"], *against, f"apart: {told}"),
+            ("the real images' features stored", seen["stored"], *against, ""),
             ("from the images", seen["ours"], seen["FeatureShare"], 1, "FeatureShare", ""),
         )
     ]

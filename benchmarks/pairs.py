@@ -69,6 +69,11 @@ class Row:
         return {**asdict(self), "ratios": self.ratios, "ratio": self.ratio, "met": self.met}
 
 
+def limited(name: str, unit: str, ours: list[float], limit: float) -> Row:
+    """A row whose other contender is a number that is not to be exceeded."""
+    return Row(name, unit, ours, [limit] * len(ours), 1, "the limit", at_most=True)
+
+
 def alternate(contenders: dict[str, Measure], rounds: int, label: str = "") -> dict[str, Any]:
     """Every contender once in each round, each round beginning with the next one; their numbers."""
     found: dict[str, list[float]] = {name: [] for name in contenders}

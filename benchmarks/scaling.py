@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="of each worker")
     parser.add_argument("--seconds", type=float, default=4, help="of a training by one worker")
     parser.set_defaults(threads=1)
-    parser.add_argument("--measured", type=Path, help="a file of this: fit and check it anew")
+    parser.add_argument("--measured", type=Path, help="a file of this, made here: fit it anew")
     options = parser.parse_args()
     if 1 not in options.workers or max(options.workers) < 2:
         raise SystemExit("--workers: one worker and more than one are needed")

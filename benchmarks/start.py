@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks.pairs import ROOT, Row, alternate, arguments, report
+from benchmarks.pairs import ROOT, alternate, arguments, limited, report
 
 LIMIT = 0.5  # seconds
 COMMANDS = {
@@ -38,11 +38,8 @@ def main() -> None:
         seconds(words)  # compiled, and in the page cache
     turns = {name: (lambda w=words: seconds(w)) for name, words in COMMANDS.items()}
     found = alternate(turns, options.rounds, "start")
-    limit = [LIMIT] * options.rounds
-    rows = [
-        Row(name, "s", found[name], limit, 1, "the limit", at_most=True)
-        for name in ("genarena --help", "genarena run --help")
-    ]
+    names = ("genarena --help", "genarena run --help")
+    rows = [limited(name, "s", found[name], LIMIT) for name in names]
     report("How long a command takes to start", rows, options, all=found)
 
 

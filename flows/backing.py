@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from flows import artifacts
@@ -71,8 +71,9 @@ def _ray(config: ClusterConfig) -> Iterator[tuple[Waiting, Callable[[], Any]]]:
         return
     ray = ExitStack()
     with ThreadPoolExecutor(1) as pool:
+        end = cache(partial(pool.submit, ray.close))  # once, and its error is told in the end
         try:
             coming = pool.submit(ray.enter_context, jobs.for_stages(config))
-            yield coming.result, partial(pool.submit, ray.close)
+            yield coming.result, end
         finally:  # in the same thread: the system ends Ray's processes with the one that made them
-            pool.submit(ray.close).result()
+            end().result()

@@ -36,7 +36,7 @@ def serve() -> NoReturn:
 
 
 def wait_on(listener: socket.socket, wakes: int) -> NoReturn:
-    """Until the process that forked this one is gone: load when told, then serve."""
+    """Until the process that started this one is gone: load when told, then work."""
     import atexit
 
     atexit._clear()

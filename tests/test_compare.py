@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -16,7 +17,7 @@ import tasks.stage
 from flows import chains, compare, stage
 from tasks.cluster import nodes_lost
 from tasks.errors import BadInput, Outage, Unreachable
-from tasks.params import Params
+from tasks.params import ClusterConfig, Params
 from tasks.runs import UNEXPLAINED, Run
 
 
@@ -71,6 +72,28 @@ def test_no_more_runs_are_open_than_have_a_place_and_a_failed_one_frees_it(
     assert stages == ["prepare", "classifier", "features", *last]
     assert state.is_failed()
     assert "gan-0, gan-1" in str(state.message)
+
+
+@pytest.mark.parametrize(("address", "ours"), [(None, True), ("10.0.0.1:6379", False)])
+def test_a_flow_has_a_process_beside_it_for_workers_too_where_ray_is_its_own(
+    address: str | None, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[Any] = []
+
+    @contextmanager
+    def beside(workers: bool) -> Iterator[None]:
+        log.append(workers)
+        yield
+        log.append("gone")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    params = Params(families=("vae",), models={"vae": {}}, cluster=ClusterConfig(address=address))
+    monkeypatch.setattr(compare, "load_params", lambda: params)
+    monkeypatch.setattr(compare, "beside", beside)
+    monkeypatch.setattr(compare, "started", lambda params: nullcontext(Mock()))
+    monkeypatch.setattr(compare, "_stages", lambda *_: log.append("stages") or Completed())
+    assert compare.run_all().is_completed()
+    assert log == [ours, "stages", "gone"]
 
 
 def test_what_is_tried_again_is_what_may_go_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import scaling_check
 from benchmarks.cost_model import (
     Around,
     Job,
@@ -22,6 +24,7 @@ from benchmarks.cost_model import (
     longest,
     ring,
 )
+from benchmarks.scaling_parts import EVERY
 
 NODES = Nccl(inside=450e9, between=400e9)
 
@@ -103,3 +106,37 @@ def test_start_and_checkpoints_are_amdahls_part() -> None:
     job = Job((1e6,), state=1e8)
     assert around.share(job, 0.1, 1000) == pytest.approx(100 / (100 + 10 + 10))
     assert math.isclose(Around(0, math.inf).share(job, 0.1, 1000), 1)
+
+
+def test_the_check_finds_the_link_and_the_spread_that_made_its_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of steps without noise: what is predicted from those beside others is what Ray's took."""
+    link, spread, alone = Loopback(1e-3, 1e9), 0.2, 20.0
+    size = scaling_check.gradients("vae")
+    parts: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    for n in (1, 2, 4):
+        beside = alone * (1 + n)  # whatever n workers do to each other
+        waiting = spread * longest(n) * beside
+        sent = 1000 * exchanged(Job((size,), log_every=EVERY), n, link)
+        together = {"step": beside + waiting + sent, "exchange": waiting + sent}
+        sums = {str(s): link.seconds(s, n) for s in (256, 10**6, 10**7)}
+        vae = {"beside": {"step": beside}, "together": together}
+        parts.append({"workers": n, "all_reduce": sums, "vae": vae})
+        run = {"case": "vae", "workers": n, "step_ms": together["step"], "start_s": 10.0 + n}
+        runs += [run, {**run, "step_ms": 2 * run["step_ms"]}, {**run, "step_ms": 0.0}]
+    monkeypatch.setattr(scaling_check, "CORES", 2)
+    found = scaling_check.check(parts, runs)
+    assert found["fit"]["latency"] == pytest.approx(1e-3)
+    assert found["fit"]["bandwidth"] == pytest.approx(1e9)
+    assert found["fit"]["spread"] == pytest.approx(spread)
+    assert [row["error_from_beside"] for row in found["steps"]["vae"]] == pytest.approx([0] * 3)
+    one, two, four = (row["from_one"] - row["exchange"] for row in found["steps"]["vae"])
+    assert one == pytest.approx(2 * alone)
+    assert two == pytest.approx(2 * alone * (1 + spread * longest(2)))
+    assert four == pytest.approx(2 * 2 * alone * (1 + spread * longest(4)))  # two on each core
+    assert found["starts"] == {1: 11.0, 2: 12.0, 4: 14.0}
+    lines = found["tables"][0]["rows"]
+    assert [line[:2] for line in lines] == [["vae", "1"], ["vae", "2"], ["vae", "4"]]
+    assert {len(line) for line in lines} == {len(scaling_check.HEADINGS)}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import pairs, tables
+from benchmarks import orchestration, pairs, tables
 from benchmarks.pairs import Row
 
 PAGE = f"# Performance\n\n## The table\n\n{tables.BEGIN}\nold\n{tables.END}\n\n## After\n"
@@ -105,6 +105,23 @@ def test_the_page_of_this_project_has_its_marks(root: Path, tmp_path: Path) -> N
     page = tmp_path / "performance.md"
     page.write_text((root / "docs/performance.md").read_text())
     tables.put(page, "x")
+
+
+def test_where_the_seconds_of_a_run_were() -> None:
+    stages = {"prepare": 2.0, "train@vae-0": 9.0}
+    real = {"whole_s": 20.0, "loops_s": {"vae-0": 7.0}, "stages_s": stages, "before_s": 5.0}
+    real |= {"between_s": 1.0, "after_s": 3.0}
+    found = orchestration.split_table(real, {**real, "whole_s": 12.0}, 2000)
+    assert found["headings"] == ["seconds", "2,000 steps", "next to nothing to do"]
+    assert [line[:2] for line in found["rows"]] == [
+        ["all", "20.0"],
+        ["before the stages", "5.0"],
+        ["prepare", "2.0"],
+        ["train@vae-0", "9.0 (7.0 the loop)"],
+        ["between the stages", "1.0"],
+        ["after the stages", "3.0"],
+    ]
+    assert found["rows"][0][2] == "12.0"
 
 
 def test_a_report_is_a_file_that_can_be_read(tmp_path: Path) -> None:

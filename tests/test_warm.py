@@ -173,7 +173,7 @@ def test_the_work_ends_with_its_command(project: Path, number: signal.Signals) -
 
 def test_what_is_loaded_leaves_the_process_fit_for_a_fork(root: Path) -> None:
     """Ray reads its token when it is imported, and a thread would not be there after the fork."""
-    code = "import sys, threading; from tasks import standby, warm; loaded = warm._load(); "
+    code = "import sys, threading; from tasks import warm; loaded = warm._load(); "
     code += "assert 'ray' not in sys.modules and threading.active_count() == 1; "
     code += "assert not warm._changed(loaded) and any('validation.py' in name for name in loaded)"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
