@@ -194,8 +194,9 @@ with standby.beside(workers=True):
     print(subprocess.run({COMMAND!r}, stdout=subprocess.PIPE, text=True).stdout, flush=True)
 with standby.beside(workers=False):  # ended while it imports
     assert standby.WORKERS not in os.environ
-standby.PROGRAM = "from tasks import warm; warm._load = None; " + plain
-with standby.beside(workers=False):  # its imports fail
+late = "import time; from tasks import warm; warm._load = lambda: (time.sleep(3), 1 / 0); "
+standby.PROGRAM = late + plain
+with standby.beside(workers=False):  # its imports fail, when the command waits for them
     done = subprocess.run({COMMAND!r}, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("", 2) and "unknown family" in done.stderr, done
 assert dict(os.environ) == before
